@@ -1,0 +1,1 @@
+"""A model on disk: opened lazily, read by rows, written atomically."""

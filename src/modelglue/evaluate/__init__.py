@@ -1,0 +1,1 @@
+"""How good is a model: tasks, scores per item, intervals."""

@@ -1,0 +1,1 @@
+"""Many checkpoints into one of the same size."""

@@ -1,0 +1,1 @@
+"""Merge methods: pure tensor maths, one file a method, found by discovery."""

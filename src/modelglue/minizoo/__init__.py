@@ -1,0 +1,1 @@
+"""A miniature of the paper's zoo of checkpoints, trained from nothing in minutes."""

@@ -1,0 +1,1 @@
+"""Many checkpoints into one that routes."""

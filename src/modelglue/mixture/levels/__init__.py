@@ -1,0 +1,1 @@
+"""Mixture levels: one file each, found by discovery."""

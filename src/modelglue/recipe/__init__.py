@@ -1,0 +1,1 @@
+"""The whole recipe: configuration, stages, run directory."""

@@ -1,0 +1,1 @@
+"""Tables, figures, one self-contained page: what was kept, what was dropped, and why."""

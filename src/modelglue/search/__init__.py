@@ -1,0 +1,1 @@
+"""Which models, which coefficients. Sees callables, never a model."""

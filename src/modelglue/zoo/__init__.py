@@ -1,0 +1,1 @@
+"""Which models belong together, and why the others do not."""

@@ -1,0 +1,43 @@
+"""Real tiny checkpoints, made once a session."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """`tiny.save_model`: writes a real checkpoint with random weights."""
+    return tiny.save_model
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and three fine-tunes of it: [base, ft0, ft1, ft2]."""
+    root = tmp_path_factory.mktemp("llamas")
+    base = tiny.save_model(root / "base", seed=0)
+    return [base, *(tiny.save_variant(base, root / f"ft{i}", seed=i + 1) for i in range(3))]
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[[str, list[dict[str, Any]]], Path]:
+    """Write items to a file in the test's folder."""
+    import json
+
+    def write(name: str, items: list[dict[str, Any]]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        return path
+
+    return write
