@@ -1,0 +1,34 @@
+"""Messages between the two sides of the wall: a length of four bytes, then JSON."""
+
+import json
+import os
+import struct
+from typing import Any
+
+
+def send(fd: int, message: Any) -> None:
+    """Write one message."""
+    body = json.dumps(message).encode()
+    rest = memoryview(struct.pack(">I", len(body)) + body)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def receive(fd: int) -> Any:
+    """Read exactly one message and not a byte more; None at the end."""
+    head = _exactly(fd, 4)
+    if len(head) < 4:
+        return None
+    body = _exactly(fd, struct.unpack(">I", head)[0])
+    return json.loads(body)
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,75 @@
+"""What the rest of the project sees of a sandbox."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+MIB = 1 << 20
+
+Reason = Literal["passed", "failed", "timeout", "memory", "killed"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One self-testing program: it passes if its last statement is reached.
+
+    Python sees itself as `__main__`, with `random` seeded and string hashes fixed, so that the
+    same program always meets the same fate. JavaScript runs as a CommonJS module under node, with
+    a `console.assert` that throws.
+    """
+
+    source: str
+    language: Literal["python", "javascript"] = "python"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one program ended.
+
+    `reason` is "failed" for an exception or an early exit, "timeout", "memory" (an allocation
+    beyond the limit), or "killed" (a signal, too much output, too much disk); `detail` says more
+    in one line.
+    """
+
+    passed: bool
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Args:
+        seconds: CPU time; whole seconds are enforced by the kernel, so it is rounded up.
+        wall_seconds: time on the clock; longer, so that a busy machine changes no verdict.
+        memory: bytes of address space (of private memory for JavaScript, whose engine reserves
+            far more address space than it uses).
+        processes: threads that a program may have; it may never start another process.
+        file_size: bytes of a single file.
+        disk: bytes of all its files together.
+        output: bytes of standard output and standard error together.
+    """
+
+    seconds: float = 5.0
+    wall_seconds: float = 10.0
+    memory: int = 512 * MIB
+    processes: int = 32
+    file_size: int = 16 * MIB
+    disk: int = 64 * MIB
+    output: int = 1 * MIB
+
+
+class Sandbox(Protocol):
+    """Runs batches of programs that nobody trusts."""
+
+    @property
+    def name(self) -> str:
+        """What protects, in a word that may stand in a report."""
+
+    def run(self, programs: Sequence[Program], *, limits: Limits = ...) -> list[Outcome]:
+        """Run every program; identical ones once.
+
+        Returns:
+            One outcome a program, in their order.
+        """
