@@ -1,0 +1,53 @@
+"""One or two plain sentences for each section, shared by the page and its Markdown twin."""
+
+from modelglue.report.data import RunReport
+
+RESULT = (
+    "Difference from the best single model in points out of 100, averaged over the tasks, with "
+    "95 % intervals from resampling the same items for both. An interval that crosses the zero "
+    "line leaves the sign open."
+)
+TABLE = (
+    "Scores out of 100 on report items, which no choice was based on. The best single model was "
+    "picked on the search items; the oracle answers each task with whichever single model is best "
+    "there, which nobody can know beforehand. Stored parameters cost disk and memory, active "
+    "ones cost time for each token. The best value of a column, the oracle aside, is bold."
+)
+FATES = (
+    "A coefficient is a model's weight in the merge of its family. Scores are out of 100 on the "
+    "search items, which every choice was made on."
+)
+SIMILARITY = (
+    "Cosine similarity of the attention and MLP weights of each pair. Models form a family, framed "
+    "here, if every pair of it reaches the threshold; only models of one family are merged."
+)
+SEARCH = (
+    "Each search starts from the best single model of a family and lets the others come up one by "
+    "one: a candidate stays if the best mixture found with it scores higher on the search items. "
+    "A mixture c : 1 − c keeps c of what stood before."
+)
+ROUTING = (
+    "How many report items of each task the router sent to each expert. It sees the prompt alone, "
+    "and decides once."
+)
+MAKING = "What the run was given, so that it can be repeated and checked."
+
+MAX_REASONS = 200
+"""More pairs than this are left to report.json: a hundred models have 4,950."""
+
+
+def no_searches(report: RunReport) -> str:
+    """Why there is no search path to show."""
+    if all(len(members) < 2 for members in report.similarity.families):
+        return "No family has two models, so there was nothing to search."
+    return "No search was run."
+
+
+NO_ROUTING = "There is no router in this run: the result is one model."
+
+
+def threshold(report: RunReport) -> str:
+    """The families in one sentence."""
+    families = report.similarity.families
+    count = "1 family" if len(families) == 1 else f"{len(families)} families"
+    return f"{count} at threshold {report.similarity.threshold:g}."

@@ -1,0 +1,340 @@
+"""What a report says in words and figures, the same on the page, in Markdown and in a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from modelglue.report.data import (
+    Difference,
+    ModelFate,
+    RunReport,
+    SearchPath,
+    SearchStep,
+    SimilarityMap,
+    TableRow,
+)
+
+NONE = "–"
+START = "■ start"
+MINUS = "−"
+
+FATES = {
+    "merged": "● merged",
+    "expert": "◆ expert",
+    "dropped": "✕ dropped",
+    "baseline": "○ baseline",
+}
+KINDS = {
+    "single": "single model",
+    "uniform": "uniform merge",
+    "heuristic": "searched merge",
+    "mixture": "not merged",
+    "glued": "the result",
+    "oracle": "upper bound",
+}
+_ORDER = ("single", "uniform", "heuristic", "mixture", "glued", "oracle")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer: did gluing help, by how much, how sure."""
+
+    verdict: Literal["gain", "unclear", "loss", "unknown"]
+    short: str
+    sentence: str
+
+
+def headline(report: RunReport) -> Headline:
+    """The verdict on the glued model against the best single one."""
+    best, glued = best_single(report), glued_row(report)
+    if best is None or glued is None:
+        return Headline("unknown", "No verdict", "The table has no glued model to compare.")
+    scores = f"The glued model scores {score(glued.average)} on average"
+    rival = f"the best single model ({best.name}, {score(best.average)})"
+    gap = glued.difference
+    if gap is None or not all(map(math.isfinite, (gap.mean, gap.low, gap.high))):
+        sentence = f"{scores}, {rival} beside it; no interval was computed."
+        return Headline("unknown", "No verdict", sentence)
+    size = f"{abs(100 * gap.mean):.1f} points {'above' if gap.mean >= 0 else 'below'} {rival}"
+    interval = f"95 % interval {points(gap.low)} to {points(gap.high)} points"
+    if gap.low > 0:
+        return Headline("gain", "Gluing helped", f"{scores}, {size}; {interval}.")
+    if gap.high < 0:
+        return Headline("loss", "No gain: gluing did harm", f"{scores}, {size}; {interval}.")
+    return Headline("unclear", "No gain shown", f"{scores}, {size}; the {interval} includes 0.")
+
+
+def best_single(report: RunReport) -> TableRow | None:
+    """The row that the others are compared with: the single one without a difference.
+
+    It was chosen on the search items, so another single model may have the higher average here.
+    """
+    singles = [row for row in report.table if row.kind == "single"]
+    reference = [row for row in singles if row.difference is None] or singles
+    return max(reference, key=lambda row: _sortable(row.average), default=None)
+
+
+def glued_row(report: RunReport) -> TableRow | None:
+    """The row of the result itself."""
+    return next((row for row in report.table if row.kind == "glued"), None)
+
+
+def contestants(report: RunReport) -> list[TableRow]:
+    """The best single model, then merges, mixture, result and oracle."""
+    best = best_single(report)
+    rest = [row for row in report.table if row.kind != "single"]
+    rest.sort(key=lambda row: _ORDER.index(row.kind))
+    return ([best] if best else []) + rest
+
+
+def other_singles(report: RunReport) -> list[TableRow]:
+    """Every other single model, best first."""
+    best = best_single(report)
+    singles = [row for row in report.table if row.kind == "single" and row is not best]
+    return sorted(singles, key=lambda row: -_sortable(row.average))
+
+
+def label(row: TableRow, report: RunReport) -> str:
+    """What kind of contestant a row is."""
+    return "best single model" if row is best_single(report) else KINDS[row.kind]
+
+
+def task_names(report: RunReport) -> list[str]:
+    """Tasks in the order of `tasks`, then any that only scores name."""
+    names = [task.name for task in report.tasks]
+    names += [name for row in report.table for name in row.scores]
+    return list(dict.fromkeys(names))
+
+
+def best_scores(report: RunReport) -> dict[str, float]:
+    """The highest score of each task among all rows but the oracle; "" is the average."""
+    best: dict[str, float] = {}
+    for row in report.table:
+        if row.kind == "oracle":
+            continue
+        for task, value in {**row.scores, "": row.average}.items():
+            if math.isfinite(value):
+                best[task] = max(value, best.get(task, -math.inf))
+    return best
+
+
+def glance(report: RunReport) -> list[tuple[str, str, str]]:
+    """(what, figure, remark) of the four or five things to know first."""
+    best, glued = best_single(report), glued_row(report)
+    facts: list[tuple[str, str, str]] = []
+    if best and glued:
+        if glued.difference:
+            remark = f"points; 95 % interval {interval(glued.difference)}"
+            facts.append(("Gain", points(glued.difference.mean), remark))
+        for what, verb, mine, theirs in (
+            ("Cost to keep", "stored", glued.stored, best.stored),
+            ("Cost to run", "active", glued.active, best.active),
+        ):
+            remark = f"{parameters(mine)} parameters {verb}, best single {parameters(theirs)}"
+            facts.append((what, _times(mine, theirs), remark))
+    used = [model for model in report.models if model.fate in ("merged", "expert")]
+    dropped = sum(model.fate == "dropped" for model in report.models)
+    facts.append(("Models used", f"{len(used)} of {len(report.models)}", f"{dropped} dropped"))
+    unmerged = next((row for row in report.table if row.kind == "mixture"), None)
+    if unmerged and glued:
+        remark = f"average, storing {parameters(unmerged.stored)} parameters"
+        facts.append(("Without merging", score(unmerged.average), remark))
+    return facts
+
+
+def winning_search(report: RunReport, family: int | None) -> SearchPath | None:
+    """The search whose result is the family's merge."""
+    return next((s for s in report.searches if s.family == family and s.winner), None)
+
+
+def searches_by_family(report: RunReport) -> list[tuple[int, list[SearchPath]]]:
+    """Searches of each family, the winner first."""
+    families = sorted({path.family for path in report.searches})
+    return [
+        (
+            family,
+            sorted((s for s in report.searches if s.family == family), key=lambda s: not s.winner),
+        )
+        for family in families
+    ]
+
+
+def by_family(models: Sequence[ModelFate]) -> list[ModelFate]:
+    """Models in their order, family by family, those without one last."""
+    return sorted(models, key=lambda m: math.inf if m.family is None else m.family)
+
+
+def coefficient(report: RunReport, model: ModelFate) -> float | None:
+    """A model's weight in the merge of its family, None if it is not in one."""
+    search = winning_search(report, model.family)
+    return search.coefficients.get(model.name) if search else None
+
+
+def similarity_order(similarity: SimilarityMap) -> list[int]:
+    """Indices of `names`, family by family, those without a family last."""
+    position = {name: i for i, name in enumerate(similarity.names)}
+    ordered = [
+        position[name] for family in similarity.families for name in family if name in position
+    ]
+    return list(dict.fromkeys([*ordered, *range(len(similarity.names))]))
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A model's most similar models, inside its family and outside it."""
+
+    name: str
+    family: int | None
+    inside: tuple[str, float] | None
+    outside: tuple[str, float] | None
+
+
+def neighbours(similarity: SimilarityMap) -> list[Neighbours]:
+    """The heat map in words: each model's nearest, in the order of the map."""
+    family_of = {name: i for i, family in enumerate(similarity.families) for name in family}
+    found = []
+    for i in similarity_order(similarity):
+        name = similarity.names[i]
+        family = family_of.get(name)
+        near: dict[bool, tuple[str, float]] = {}
+        for j, other in enumerate(similarity.names):
+            value = cell(similarity, i, j)
+            inside = family is not None and family_of.get(other) == family
+            if i != j and value is not None and (inside not in near or value > near[inside][1]):
+                near[inside] = (other, value)
+        found.append(Neighbours(name, family, near.get(True), near.get(False)))
+    return found
+
+
+@dataclass(frozen=True)
+class FamilySummary:
+    """A family and the two similarities that made it one."""
+
+    family: int
+    members: tuple[str, ...]
+    lowest_inside: float | None
+    highest_outside: float | None
+
+
+def family_summaries(similarity: SimilarityMap) -> list[FamilySummary]:
+    """Each family with its loosest pair and its nearest stranger, None without such a pair."""
+    position = {name: i for i, name in enumerate(similarity.names)}
+    summaries = []
+    for index, members in enumerate(similarity.families):
+        mine = {position[name] for name in members if name in position}
+        inside = [cell(similarity, i, j) for i in mine for j in mine if i < j]
+        outside = [cell(similarity, i, j) for i in mine for j in position.values() if j not in mine]
+        summaries.append(
+            FamilySummary(
+                index,
+                members,
+                min((value for value in inside if value is not None), default=None),
+                max((value for value in outside if value is not None), default=None),
+            )
+        )
+    return summaries
+
+
+def cell(similarity: SimilarityMap, i: int, j: int) -> float | None:
+    """A cell of the matrix, None where the matrix has none."""
+    matrix = similarity.matrix
+    return matrix[i][j] if i < len(matrix) and j < len(matrix[i]) else None
+
+
+def strategy(name: str) -> str:
+    """`heuristic_coefficient` as the paper writes it."""
+    return "-".join(word.capitalize() for word in name.split("_"))
+
+
+def family(index: int | None) -> str:
+    """Families are counted from 1 for people."""
+    return NONE if index is None else f"{index + 1}"
+
+
+def score(value: float) -> str:
+    """A score out of 100."""
+    return f"{100 * value:.1f}" if math.isfinite(value) else NONE
+
+
+def points(value: float) -> str:
+    """A signed difference in points."""
+    if not math.isfinite(value):
+        return NONE
+    text = f"{100 * value:+.1f}".replace("-", MINUS)
+    return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+
+
+def interval(difference: Difference) -> str:
+    """The ends of an interval in points."""
+    return f"{points(difference.low)} to {points(difference.high)}"
+
+
+def difference(row: TableRow) -> str:
+    """A row's difference with its interval."""
+    if row.difference is None:
+        return NONE
+    return f"{points(row.difference.mean)} ({interval(row.difference)})"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters: 950 k, 1.1 M, 7.2 B."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return str(count)
+
+
+def weight(value: float | None) -> str:
+    """A coefficient."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def mixture(share: float | None) -> str:
+    """c : 1 − c, what stood before against the candidate."""
+    return NONE if share is None else f"{share:.2f} : {1 - share:.2f}"
+
+
+def gain(step: SearchStep) -> str:
+    """What the candidate did to the score."""
+    return NONE if step.coefficient is None else points(step.score - step.incumbent)
+
+
+def outcome(step: SearchStep, index: int) -> str:
+    """What became of a candidate."""
+    if index == 0 and step.coefficient is None and step.accepted:
+        return START
+    return "● came in" if step.accepted else "✕ dropped"
+
+
+def similar(value: float | None) -> str:
+    """A cosine similarity."""
+    return NONE if value is None else f"{value:.3f}".replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """A time that a person can read."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def share(count: int, counts: Sequence[int]) -> float:
+    """A count's part of a row, 0 for an empty row."""
+    return count / sum(counts) if sum(counts) else 0.0
+
+
+def mean(scores: Mapping[str, float]) -> float:
+    """Plain mean of the tasks, NaN without any."""
+    return sum(scores.values()) / len(scores) if scores else math.nan
+
+
+def _times(part: int, whole: int) -> str:
+    return f"× {part / whole:.1f}" if whole else NONE
+
+
+def _sortable(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
