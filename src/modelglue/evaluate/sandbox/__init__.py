@@ -1,7 +1,8 @@
 """Run programs that a model wrote, without trusting them.
 
     sandbox = probe()
-    outcomes = sandbox.run([Program("def f(): return 1\\nassert f() == 1")], limits=Limits(seconds=2))
+    program = Program("def f(): return 1\\nassert f() == 1")
+    [outcome] = sandbox.run([program], limits=Limits(seconds=2))
 
 `probe` gives the strongest sandbox that this machine offers, after it has watched it stop a set of
 small attacks: bubblewrap (namespaces), else landlock (nothing to install), else it raises

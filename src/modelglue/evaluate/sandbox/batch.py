@@ -40,7 +40,7 @@ class Worker:
             SandboxUnavailable: it did not come up; says what it said.
         """
         self._folder = folder
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import interpreter, processes, stepdown
 from modelglue.evaluate.sandbox.batch import Worker, run_batch
-from modelglue.evaluate.sandbox.interface import Limits, Outcome, Program
+from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS, Limits, Outcome, Program
 
 _INSIDE = "/harness/inside"
 _UID = "1000"
@@ -37,7 +37,7 @@ class Bubblewrap:
             raise SandboxUnavailable("bubblewrap is not installed (no bwrap on the path)")
         self._bwrap = os.path.realpath(found)
 
-    def run(self, programs: Sequence[Program], *, limits: Limits = Limits()) -> list[Outcome]:
+    def run(self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS) -> list[Outcome]:
         """Run every program; identical ones once."""
         return run_batch(self.start, programs, limits)
 
@@ -54,15 +54,13 @@ class Bubblewrap:
         }
         if os.geteuid() != 0:
             return Worker(self._command(private, seen_as, limits), settings)
-        stage = tempfile.mkdtemp(prefix="modelglue-")
-        os.chmod(stage, 0o711)
-        staged = [os.path.join(stage, str(number)) for number in range(len(private))]
-        step_down = [
-            *(interpreter.python(), "-IS", stepdown.__file__),
-            *(str(processes.STRANGER), stage, *private, "--"),
-        ]
-        command = [*step_down, *self._command(staged, seen_as, limits)]
-        return Worker(command, settings, folder=stage)
+        # The stage is needed until the sandbox stands: what is bound there stays bound inside.
+        with tempfile.TemporaryDirectory(prefix="modelglue-") as stage:
+            os.chmod(stage, 0o711)
+            staged = [os.path.join(stage, str(number)) for number in range(len(private))]
+            step_down = [interpreter.python(), "-IS", stepdown.__file__]
+            step_down += [str(processes.stranger()), stage, *private, "--"]
+            return Worker([*step_down, *self._command(staged, seen_as, limits)], settings)
 
     def _command(self, sources: Sequence[str], seen_as: Sequence[str], limits: Limits) -> list[str]:
         command = [

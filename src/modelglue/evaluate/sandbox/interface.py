@@ -60,6 +60,9 @@ class Limits:
     output: int = 1 * MIB
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Sandbox(Protocol):
     """Runs batches of programs that nobody trusts."""
 

@@ -4,21 +4,18 @@ import ctypes
 import math
 import os
 import resource
+import signal
 import struct
 from typing import Any
 
 from . import landlock, seccomp
 from .kernel import checked, libc
 
-_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 4, 8, 24
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 1, 4, 8, 24
 _CAP_DAC_READ_SEARCH, _LAST_CAPABILITY = 2, 40
 _CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 64
 _NODE_RESERVE = 256 << 20  # what node takes before the program's first line
-
-# The uid of programs where the caller is root: nobody's, so that it owns nothing and its limit of
-# processes counts only its own.
-STRANGER = 2_000_000_017
 
 
 def hide() -> None:
@@ -30,8 +27,10 @@ def confine(settings: dict[str, Any], home: str, language: str) -> None:
     """Enter the limits and filters that `settings` asks for; there is no way back."""
     protection = settings["protection"]
     if protection == "landlock" and os.geteuid() == 0:
-        _become_a_stranger(home)
+        _become_a_stranger(settings["stranger"], home)
     _limit_resources(settings, language)
+    # After the change of uid, which resets it: a worker that is killed takes its program along.
+    checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "death signal")
     if protection == "landlock":
         landlock.restrict(readable=settings["readable"], writable=[home, "/dev/null"])
     if protection != "none" and seccomp.supported():
@@ -64,18 +63,18 @@ def _limit(which: int, soft: int, hard: int | None = None) -> None:
     resource.setrlimit(which, (soft, hard))
 
 
-def _become_a_stranger(home: str) -> None:
+def _become_a_stranger(uid: int, home: str) -> None:
     """Stop being root, except that permissions don't keep the interpreter's files from being read.
 
     It may live in root's own home; landlock decides what else can be read.
     """
-    os.chown(home, STRANGER, STRANGER)
+    os.chown(home, uid, uid)
     for capability in range(_LAST_CAPABILITY + 1):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     checked(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities")
     os.setgroups([])
-    os.setresgid(STRANGER, STRANGER, STRANGER)
-    os.setresuid(STRANGER, STRANGER, STRANGER)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     kept = 1 << _CAP_DAC_READ_SEARCH
     sets = ctypes.create_string_buffer(struct.pack("=6I", kept, kept, 0, 0, 0, 0), 24)

@@ -38,6 +38,8 @@ def main() -> None:
     frames.send(_REPLIES, {})
     while (program := frames.receive(_REQUESTS)) is not None:
         frames.send(_REPLIES, _run(program, settings))
+    if settings["protection"] != "namespaces":
+        _remove(settings["scratch"])  # the host may be dead and cannot
 
 
 def _run(program: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _run(program: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     finally:
         ours.close()
         os.close(output)
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(home)
     outcome = watch.outcome(code, seconds)
     outcome["clean"] = not os.path.lexists(home)
     return outcome
@@ -81,6 +83,7 @@ class _Watch:
     def until_the_end(self) -> None:
         """Return when the program has ended or must."""
         deadline = time.monotonic() + self._limits["wall_seconds"]
+        look_again = time.monotonic() + _TICK
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._output, select.POLLIN)
@@ -95,8 +98,10 @@ class _Watch:
                 if not more:
                     poll.unregister(fd)
                     open_ends.discard(fd)
-            if self._watch_disk and _usage(self._home) > self._limits["disk"]:
-                self._verdict = ("killed", f"filled {self._limits['disk']} bytes of disk")
+            if self._watch_disk and time.monotonic() >= look_again:
+                look_again = time.monotonic() + _TICK
+                if _usage(self._home) > self._limits["disk"]:
+                    self._verdict = ("killed", f"filled {self._limits['disk']} bytes of disk")
 
     def outcome(self, code: int, seconds: float) -> dict[str, Any]:
         """The verdict: a pass only by the handshake, never by the exit code."""
@@ -163,14 +168,26 @@ def _kill_and_reap(pid: int, *, alone: bool) -> tuple[int, float]:
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
+def _remove(folder: str) -> None:
+    """Delete a folder as far as possible; a program may have dug too deep or locked it."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _usage(folder: str) -> int:
-    """Bytes under a folder; more than any limit if there are too many files to count."""
+    """Bytes under a folder; more than any limit if it holds too many files, or too deep, to count.
+
+    Watching is second best: where a tmpfs of a fixed size can be mounted, none of this is needed.
+    """
     total = count = 0
-    for parent, folders, files in os.walk(folder):
-        count += len(folders) + len(files)
-        if count > _MANY_FILES:
-            return 1 << 62
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
-    return total
+    with contextlib.suppress(RecursionError):
+        for parent, folders, files in os.walk(folder):
+            count += len(folders) + len(files)
+            if count > _MANY_FILES:
+                break
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+        else:
+            return total
+    return 1 << 62
