@@ -11,16 +11,18 @@ TABLE = (
     "Scores out of 100 on report items, which no choice was based on. The best single model was "
     "picked on the search items; the oracle answers each task with whichever single model is best "
     "there, which nobody can know beforehand. Stored parameters cost disk and memory, active "
-    "ones cost time for each token. The best value of a column, the oracle aside, is bold."
+    "ones cost time for each token."
 )
+TABLE_BOLD = "The best value of a column, the oracle aside, is bold."
 FATES = (
     "A coefficient is a model's weight in the merge of its family. Scores are out of 100 on the "
     "search items, which every choice was made on."
 )
 SIMILARITY = (
-    "Cosine similarity of the attention and MLP weights of each pair. Models form a family, framed "
-    "here, if every pair of it reaches the threshold; only models of one family are merged."
+    "Cosine similarity of the attention and MLP weights of each pair. Models form a family if "
+    "every pair of it reaches the threshold; only models of one family are merged."
 )
+FRAMES = "In the map each family has a frame, and models stand in the order of their families."
 SEARCH = (
     "Each search starts from the best single model of a family and lets the others come up one by "
     "one: a candidate stays if the best mixture found with it scores higher on the search items. "

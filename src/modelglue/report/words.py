@@ -11,7 +11,6 @@ from modelglue.report.data import (
     RunReport,
     SearchPath,
     SearchStep,
-    SimilarityMap,
     TableRow,
 )
 
@@ -165,81 +164,28 @@ def by_family(models: Sequence[ModelFate]) -> list[ModelFate]:
     return sorted(models, key=lambda m: math.inf if m.family is None else m.family)
 
 
+def kept(path: SearchPath) -> list[str]:
+    """The models in a search's result, the heaviest first."""
+    weights = path.coefficients
+    return sorted((name for name in weights if weights[name]), key=lambda name: -weights[name])
+
+
+def formula(path: SearchPath) -> str:
+    """A search's result as one linear merge."""
+    return " + ".join(f"{weight(path.coefficients[name])} {name}" for name in kept(path))
+
+
+def search_summary(path: SearchPath) -> str:
+    """A search in a line."""
+    count = len(kept(path))
+    models = "1 model kept" if count == 1 else f"{count} models kept"
+    return f"{score(path.score)} in {path.trials} trials · {models}"
+
+
 def coefficient(report: RunReport, model: ModelFate) -> float | None:
     """A model's weight in the merge of its family, None if it is not in one."""
     search = winning_search(report, model.family)
     return search.coefficients.get(model.name) if search else None
-
-
-def similarity_order(similarity: SimilarityMap) -> list[int]:
-    """Indices of `names`, family by family, those without a family last."""
-    position = {name: i for i, name in enumerate(similarity.names)}
-    ordered = [
-        position[name] for family in similarity.families for name in family if name in position
-    ]
-    return list(dict.fromkeys([*ordered, *range(len(similarity.names))]))
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """A model's most similar models, inside its family and outside it."""
-
-    name: str
-    family: int | None
-    inside: tuple[str, float] | None
-    outside: tuple[str, float] | None
-
-
-def neighbours(similarity: SimilarityMap) -> list[Neighbours]:
-    """The heat map in words: each model's nearest, in the order of the map."""
-    family_of = {name: i for i, family in enumerate(similarity.families) for name in family}
-    found = []
-    for i in similarity_order(similarity):
-        name = similarity.names[i]
-        family = family_of.get(name)
-        near: dict[bool, tuple[str, float]] = {}
-        for j, other in enumerate(similarity.names):
-            value = cell(similarity, i, j)
-            inside = family is not None and family_of.get(other) == family
-            if i != j and value is not None and (inside not in near or value > near[inside][1]):
-                near[inside] = (other, value)
-        found.append(Neighbours(name, family, near.get(True), near.get(False)))
-    return found
-
-
-@dataclass(frozen=True)
-class FamilySummary:
-    """A family and the two similarities that made it one."""
-
-    family: int
-    members: tuple[str, ...]
-    lowest_inside: float | None
-    highest_outside: float | None
-
-
-def family_summaries(similarity: SimilarityMap) -> list[FamilySummary]:
-    """Each family with its loosest pair and its nearest stranger, None without such a pair."""
-    position = {name: i for i, name in enumerate(similarity.names)}
-    summaries = []
-    for index, members in enumerate(similarity.families):
-        mine = {position[name] for name in members if name in position}
-        inside = [cell(similarity, i, j) for i in mine for j in mine if i < j]
-        outside = [cell(similarity, i, j) for i in mine for j in position.values() if j not in mine]
-        summaries.append(
-            FamilySummary(
-                index,
-                members,
-                min((value for value in inside if value is not None), default=None),
-                max((value for value in outside if value is not None), default=None),
-            )
-        )
-    return summaries
-
-
-def cell(similarity: SimilarityMap, i: int, j: int) -> float | None:
-    """A cell of the matrix, None where the matrix has none."""
-    matrix = similarity.matrix
-    return matrix[i][j] if i < len(matrix) and j < len(matrix[i]) else None
 
 
 def strategy(name: str) -> str:
@@ -288,7 +234,9 @@ def parameters(count: int) -> str:
 
 def weight(value: float | None) -> str:
     """A coefficient."""
-    return NONE if value is None else f"{value:.3f}"
+    if value is None:
+        return NONE
+    return "< 0.001" if 0 < value < 0.0005 else f"{value:.3f}".replace("-", MINUS)
 
 
 def mixture(share: float | None) -> str:

@@ -1,0 +1,179 @@
+"""The report in a terminal: compact tables that fit a hundred columns.
+
+Cells are `Text`, so that brackets in a name are not read as rich's markup, and cleaned, so that an
+escape sequence in a name does not reach the terminal.
+"""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modelglue.report import families, words
+from modelglue.report.data import RunReport, SearchPath, SimilarityMap, TableRow
+from modelglue.report.figures import tone_of
+from modelglue.report.markup import clean
+
+_TONES = {"gain": "green", "loss": "red", "unclear": "dim"}
+_FATES = {"merged": "green", "expert": "green", "dropped": "red", "baseline": "dim"}
+MAX_SINGLES = 12
+
+
+def print_report(report: RunReport, console: Console | None = None) -> None:
+    """The verdict, the final table, what became of the models, routing, and the notes."""
+    console = console or Console()
+    verdict = words.headline(report)
+    style = {"gain": "bold green", "loss": "bold red"}.get(verdict.verdict, "bold")
+    for part in (*final_tables(report), fates_table(report), *routing_tables(report)):
+        console.print(part)
+    for note in report.notes:
+        console.print(Text(f"Note: {clean(note)}"))
+    console.print(Text.assemble((f"{verdict.short}. ", style), clean(verdict.sentence)))
+
+
+def final_tables(report: RunReport) -> list[Table]:
+    """The final table; scores by task follow in tables of their own if they are many."""
+    tasks = words.task_names(report)
+    beside = tasks if len(tasks) <= 3 else []
+    others = words.other_singles(report)
+    shown = words.contestants(report) + others[:MAX_SINGLES]
+    table = _table("Final table (report items, out of 100)", ["Contestant"])
+    titles: list[str | Text] = ["Average", "Difference", *map(_short, beside), "Stored", "Active"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in shown:
+        scores = [_score(row, task) for task in beside]
+        costs = [words.parameters(row.stored), words.parameters(row.active)]
+        cells = [Text(words.score(row.average)), _difference(row), *map(Text, scores + costs)]
+        table.add_row(_name(row), *cells, style="bold" if row.kind == "glued" else None)
+    if len(others) > MAX_SINGLES:
+        table.caption = f"… and {len(others) - MAX_SINGLES} more single models in the report"
+    tables = [table]
+    for start in range(0, len(tasks) if not beside else 0, 7):
+        chunk = tasks[start : start + 7]
+        table = _table("Scores by task", ["Contestant"])
+        for task in chunk:
+            table.add_column(_short(task), justify="right", no_wrap=True)
+        for row in shown:
+            style = "bold" if row.kind == "glued" else None
+            table.add_row(_name(row), *(_score(row, task) for task in chunk), style=style)
+        tables.append(table)
+    return tables
+
+
+def fates_table(report: RunReport) -> Table:
+    """What became of each model, with its coefficient and why."""
+    table = _table("What became of each model", ["Model"])
+    table.add_column("Fate", no_wrap=True)
+    for title in ("Family", "Weight", "Search"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("Why", max_width=44)
+    for model in words.by_family(report.models):
+        table.add_row(
+            Text(clean(model.name)),
+            Text(words.FATES[model.fate], style=_FATES[model.fate]),
+            words.family(model.family),
+            words.weight(words.coefficient(report, model)),
+            words.score(words.mean(model.search)),
+            Text(clean(model.reason)),
+        )
+    return table
+
+
+def families_table(similarity: SimilarityMap) -> Table:
+    """The families, each with its loosest pair and its nearest stranger."""
+    table = _table(f"Families at threshold {similarity.threshold:g}", [])
+    table.add_column("Family", justify="right", no_wrap=True)
+    table.add_column("Models", overflow="fold", ratio=1)
+    table.add_column("Lowest inside", justify="right", no_wrap=True)
+    table.add_column("Highest outside", justify="right", no_wrap=True)
+    for summary in families.family_summaries(similarity):
+        table.add_row(
+            words.family(summary.family),
+            Text(clean(", ".join(summary.members))),
+            words.similar(summary.lowest_inside),
+            words.similar(summary.highest_outside),
+        )
+    return table
+
+
+def reasons_table(similarity: SimilarityMap, *, most: int = 40) -> Table:
+    """Why pairs of models are not in one family."""
+    table = _table("Not mergeable", ["Model", "Model", "Why"])
+    for reason in similarity.reasons[:most]:
+        table.add_row(*(Text(clean(part)) for part in (reason.a, reason.b, reason.reason)))
+    rest = len(similarity.reasons) - most
+    if rest > 0:
+        table.caption = f"… and {rest} more pairs"
+    return table
+
+
+def search_table(path: SearchPath) -> Table:
+    """A search's path: who came up, in what mixture, what it gained."""
+    won = " ★ the winner" if path.winner else ""
+    table = _table(f"{words.strategy(path.strategy)}, family {words.family(path.family)}{won}", [])
+    table.add_column("Step", justify="right", no_wrap=True)
+    table.add_column("Candidate", overflow="fold", max_width=34)
+    for title in ("Mixture", "Score", "Gain"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("Outcome", no_wrap=True)
+    for i, step in enumerate(path.steps):
+        table.add_row(
+            f"{i + 1}",
+            Text(clean(step.candidate)),
+            words.mixture(step.coefficient),
+            words.score(step.score),
+            words.gain(step),
+            Text(words.outcome(step, i), style="green" if step.accepted else "red"),
+        )
+    table.caption = Text(clean(f"{words.search_summary(path)}: {words.formula(path)}"))
+    return table
+
+
+def routing_tables(report: RunReport) -> list[Table]:
+    """Items of each task by expert, six experts a table; no table without a router."""
+    routing = report.routing
+    if routing is None:
+        return []
+    tables = []
+    for start in range(0, len(routing.experts), 6):
+        table = _table("Routing (report items by expert)", ["Task"])
+        for expert in routing.experts[start : start + 6]:
+            table.add_column(Text(clean(expert)), justify="right", overflow="fold", max_width=12)
+        for task, counts in zip(routing.tasks, routing.counts, strict=True):
+            table.add_row(Text(clean(task)), *(f"{n}" for n in counts[start : start + 6]))
+        tables.append(table)
+    return tables
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table(
+        title=Text(clean(title), style="bold"),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in names:
+        table.add_column(name, overflow="fold", max_width=34)
+    return table
+
+
+def _name(row: TableRow) -> Text:
+    return Text(clean(row.name), overflow="fold")
+
+
+def _difference(row: TableRow) -> Text:
+    style = _TONES[tone_of(row.difference)] if row.difference else "dim"
+    return Text(words.difference(row), style=style)
+
+
+def _score(row: TableRow, task: str) -> str:
+    return words.score(row.scores[task]) if task in row.scores else words.NONE
+
+
+def _short(name: str, most: int = 9) -> Text:
+    name = clean(name)
+    return Text(name if len(name) <= most else f"{name[: most - 1]}…")
