@@ -65,5 +65,7 @@ def _blame(plan: MergePlan, tensor: TensorPlan, stack: Tensor, base: Tensor | No
     for name, part in inputs:
         bad = int((~torch.isfinite(part)).sum())
         if bad:
-            return f"{tensor.name}: {name} holds {bad} values that are NaN or infinite. Leave it out."
+            return (
+                f"{tensor.name}: {name} holds {bad} values that are NaN or infinite. Leave it out."
+            )
     return f"{tensor.name}: merging overflows; look at the weights."

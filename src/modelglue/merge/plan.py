@@ -4,8 +4,9 @@ Whatever can be wrong is wrong here. Two executors run the same plan: `stream` (
 `resident` (into a live module).
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from modelglue.checkpoint.naming import place
@@ -14,7 +15,7 @@ from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.tokenizer import same_vocabulary
 from modelglue.errors import MergeError, NotMergeable, ShapeMismatch
 from modelglue.merge.config import MergeConfig
-from modelglue.merge.method import METHODS, Method
+from modelglue.merge.method import METHODS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class TensorPlan:
     sources: tuple[str, ...]
     base: str | None
     parameters: Mapping[str, Any]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the output tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -81,21 +87,20 @@ class MergePlan:
         """Whether the method needs the base's weights."""
         return METHODS[self.method].needs_base
 
-    def with_weights(self, weights: Sequence[float]) -> "MergePlan":
-        """The same plan with other per-model weights, for all tensors."""
+    def checked_parameters(self, weights: Sequence[float]) -> dict[str, Any]:
+        """The configuration's parameters with other weights, one a model.
+
+        Raises:
+            MergeError: their number is wrong, or the method cannot use them (a sum of 0, say).
+        """
         shared = tuple(map(float, weights))
         if len(shared) != len(self.models):
             raise MergeError(f"{len(shared)} weights for {len(self.models)} models")
-        trouble = METHODS[self.method].check({**self.tensors[0].parameters, "weight": shared})
+        parameters = {**self.config.values(), "weight": shared}
+        trouble = METHODS[self.method].check(parameters)
         if trouble:
             raise MergeError(f"parameters: {trouble}")
-        return replace(
-            self,
-            tensors=tuple(
-                replace(tensor, parameters={**tensor.parameters, "weight": shared})
-                for tensor in self.tensors
-            ),
-        )
+        return parameters
 
 
 def make_plan(config: MergeConfig) -> MergePlan:
@@ -187,8 +192,3 @@ def _refuse_extra_tensors(
                 f"{name}: {model.name} has it, {template.name} lacks it; merging would lose it. "
                 "Only models of one architecture can be merged."
             )
-
-
-def method_of(plan: MergePlan) -> Method:
-    """The method that the plan names."""
-    return METHODS[plan.method]

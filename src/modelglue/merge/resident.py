@@ -1,6 +1,7 @@
 """MergePlan → a live module, thousands of times: what search evaluates is never written to disk."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import NotMergeable
 from modelglue.merge.chunks import merge_rows, row_chunks
-from modelglue.merge.plan import MergePlan
+from modelglue.merge.plan import MergePlan, TensorPlan
 
 
 class Resident:
@@ -35,9 +36,11 @@ class Resident:
         checkpoints = [*plan.models, *([plan.base] if plan.base and plan.reads_base else [])]
         lacking = [tensor.name for tensor in plan.tensors if tensor.name not in self._targets]
         if not lacking:
+            self._tensors = plan.tensors
             self._states = [_read_all(plan, i, c) for i, c in enumerate(checkpoints)]
         elif load is not None:
-            self._states = [_state(load(checkpoint), module) for checkpoint in checkpoints]
+            self._tensors = _module_tensors(plan, self._targets)
+            self._states = [_state(load(checkpoint), self._targets) for checkpoint in checkpoints]
         else:
             raise NotMergeable(
                 f"{lacking[0]}: the checkpoint has it, the loaded {type(module).__name__} does not"
@@ -46,8 +49,9 @@ class Resident:
     @torch.no_grad()
     def load(self, weights: Sequence[float]) -> None:
         """Write the merge with these per-model weights into the module, in place."""
-        plan = self.plan.with_weights(weights)
-        for tensor in plan.tensors:
+        parameters = self.plan.checked_parameters(weights)
+        for planned in self._tensors:
+            tensor = replace(planned, parameters=parameters)
             states = [state[tensor.name] for state in self._states]
 
             def read(model: int | None, rows: slice, states: list[Tensor] = states) -> Tensor:
@@ -56,7 +60,7 @@ class Resident:
 
             target = self._targets[tensor.name]
             for rows in row_chunks(tensor):
-                merged = merge_rows(plan, tensor, rows, read)
+                merged = merge_rows(self.plan, tensor, rows, read)
                 (target[rows] if target.dim() else target).copy_(merged)
 
     def tensors(self) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
@@ -66,7 +70,7 @@ class Resident:
                 self._targets[tensor.name],
                 [state[tensor.name] for state in self._states[: len(self.plan.models)]],
             )
-            for tensor in self.plan.tensors
+            for tensor in self._tensors
         }
 
 
@@ -76,8 +80,16 @@ def _read_all(plan: MergePlan, index: int, checkpoint: Checkpoint) -> dict[str, 
     return {t.name: checkpoint.read(t.base or t.name) for t in plan.tensors}
 
 
-def _state(loaded: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+def _module_tensors(plan: MergePlan, state: Mapping[str, Tensor]) -> tuple[TensorPlan, ...]:
+    return tuple(
+        TensorPlan(name, "", tuple(tensor.shape), (name,) * len(plan.models), name, {})
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    )
+
+
+def _state(loaded: nn.Module, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = loaded.state_dict()
-    if state.keys() != module.state_dict().keys():
+    if state.keys() != targets.keys():
         raise NotMergeable("two checkpoints of one family load into modules of different tensors")
     return state

@@ -1,0 +1,43 @@
+"""Merge checkpoints as a configuration says: the one call behind `modelglue merge`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modelglue.merge.config import MergeConfig, load_config, parse_config
+from modelglue.merge.plan import MergePlan, make_plan
+from modelglue.merge.stream import Progress, execute
+
+
+def merge(
+    config: MergePlan | MergeConfig | Mapping[str, Any] | Path | str,
+    out: Path | str,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge checkpoints into a new one.
+
+    Args:
+        config: a plan, a configuration, the same as a mapping, or the YAML file that holds it.
+        out: the folder to make.
+        threads: chunks under way at a time; by default one a core.
+        progress: called with (elements written, elements to write).
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: the configuration is wrong; all its problems at once.
+        CheckpointError, MergeError: a model cannot be used; nothing was written.
+    """
+    return execute(as_plan(config), Path(out), threads=threads, progress=progress)
+
+
+def as_plan(config: MergePlan | MergeConfig | Mapping[str, Any] | Path | str) -> MergePlan:
+    """Whatever asks for a merge, as a plan; the models are opened, no weight is read."""
+    if isinstance(config, str | Path):
+        config = load_config(Path(config))
+    if isinstance(config, Mapping):
+        config = parse_config(dict(config))
+    return config if isinstance(config, MergePlan) else make_plan(config)

@@ -1,0 +1,155 @@
+"""From what the stages left to what the report says."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import modelglue
+from modelglue.evaluate.statistics import paired_difference
+from modelglue.recipe.choose import FamilyChoice, Team
+from modelglue.recipe.contest import Result, best_single, oracle
+from modelglue.recipe.session import Session
+from modelglue.report.data import (
+    Difference,
+    InputInfo,
+    ModelFate,
+    PairReason,
+    RoutingTable,
+    RunReport,
+    SearchPath,
+    SearchStep,
+    SimilarityMap,
+    TableRow,
+    TaskInfo,
+)
+from modelglue.search.problem import SearchResult
+from modelglue.zoo.cluster import Clustering
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def assemble(
+    session: Session,
+    clustering: Clustering,
+    choices: Sequence[FamilyChoice],
+    team: Team,
+    results: Sequence[Result],
+    routes: Mapping[str, Any] | None,
+    seconds: float,
+    command: str,
+) -> RunReport:
+    """The report of a run whose stages all stand."""
+    tasks = tuple(task.name for task in session.inputs.tasks)
+    return RunReport(
+        title=session.config.title,
+        modelglue=modelglue.__version__,
+        seconds=round(seconds, 1),
+        models=tuple(_fates(session, choices, team)),
+        similarity=_similarity(clustering, choices),
+        searches=tuple(
+            _path(index, result, result.strategy == choice.winner)
+            for index, choice in enumerate(choices)
+            for result in choice.searches
+        ),
+        routing=None
+        if routes is None
+        else RoutingTable(tuple(routes["experts"]), tasks, tuple(map(tuple, routes["counts"]))),
+        tasks=tuple(
+            TaskInfo(
+                task.name, task.config.kind, len(task.items("search")), len(task.items("report"))
+            )
+            for task in session.inputs.tasks
+        ),
+        table=tuple(_table(results)),
+        notes=session.notes,
+        inputs=tuple(
+            InputInfo(name, model.fingerprint()) for name, model in session.inputs.models.items()
+        ),
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        command=command,
+    )
+
+
+def _fates(session: Session, choices: Sequence[FamilyChoice], team: Team) -> list[ModelFate]:
+    fates = {}
+    for index, choice in enumerate(choices):
+        merged = len(choice.coefficients) > 1
+        label = f"merged-{index}" if merged else next(iter(choice.coefficients))
+        for name in choice.members:
+            checkpoint = session.inputs.models[name]
+            fate, reason = _fate(name, choice, label, team)
+            fates[name] = ModelFate(
+                name=name,
+                path=str(checkpoint.path),
+                architecture=str(checkpoint.config.get("model_type", "unknown")),
+                parameters=checkpoint.parameters,
+                family=index,
+                fate=fate,
+                reason=reason,
+                search=choice.singles[name].by_task(),
+            )
+    return [fates[name] for name in session.config.names]
+
+
+def _fate(name: str, choice: FamilyChoice, label: str, team: Team) -> tuple[Any, str]:
+    """What became of a model, and why."""
+    weight = choice.coefficients.get(name)
+    if weight is None:
+        won = next(result for result in choice.searches if result.strategy == choice.winner)
+        step = next(step for step in won.steps if step.candidate == name)
+        return "dropped", f"{won.strategy}: {step.reason}"
+    if label not in team.leads:
+        return "dropped", "the best of its family leads at no task"
+    led = ", ".join(team.leads[label]) or "prompts that were given for it"
+    if len(choice.coefficients) > 1:
+        return "merged", f"weight {weight:.3f} in {label}"
+    return "expert", f"as it is, for {led}"
+
+
+def _similarity(clustering: Clustering, choices: Sequence[FamilyChoice]) -> SimilarityMap:
+    return SimilarityMap(
+        names=clustering.similarity.names,
+        matrix=tuple(tuple(map(float, row)) for row in clustering.similarity.matrix),
+        threshold=clustering.threshold,
+        families=tuple(choice.members for choice in choices),
+        reasons=tuple(PairReason(a, b, why) for (a, b), why in clustering.reasons.items()),
+    )
+
+
+def _path(family: int, result: SearchResult, winner: bool) -> SearchPath:
+    return SearchPath(
+        family=family,
+        strategy=result.strategy,
+        winner=winner,
+        score=result.score,
+        trials=result.trials,
+        coefficients=result.coefficients,
+        steps=tuple(SearchStep(**step.to_json()) for step in result.steps),
+    )
+
+
+def _table(results: Sequence[Result]) -> list[TableRow]:
+    best = best_single(results)
+    ideal = oracle(results)
+    return [*(_row(r, r.contestant.kind, best) for r in results), _row(ideal, "oracle", best)]
+
+
+def _row(result: Result, kind: Any, best: Result) -> TableRow:
+    difference = None
+    if result is not best:
+        interval = paired_difference(result.scores, best.scores)
+        difference = Difference(interval.mean, interval.low, interval.high)
+    return TableRow(
+        name=result.contestant.name,
+        kind=kind,
+        scores=result.scores.by_task(),
+        average=result.scores.mean,
+        difference=difference,
+        stored=result.stored,
+        active=result.active,
+        note=result.contestant.note,
+    )

@@ -1,0 +1,270 @@
+"""What a user writes to glue a zoo, with a documented default for all that is left out.
+
+    models: [models/base, models/math, org/name@main, models/base+adapters/chat]
+    base: models/base
+    tasks:
+      - {name: maths, kind: generate, extract: '#### *(-?[0-9]+)', max_new_tokens: 48,
+         search: tasks/math.search.jsonl, report: tasks/math.report.jsonl}
+    output: runs/first
+
+Paths are relative to the file. Everything is checked here, all problems at once, before a model
+is opened.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modelglue.errors import ConfigError
+from modelglue.evaluate.task import Task, TaskConfig, task_problems
+from modelglue.registry import nearest
+from modelglue.search.problem import STRATEGIES
+
+STRATEGY_DEFAULT = ("heuristic_average", "heuristic_coefficient", "heuristic_similarity")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the zoo.
+
+    Attributes:
+        model: a folder, `org/name@revision`, or `base+adapter`.
+        name: what it is called everywhere; by default the folder's name.
+        prompts: what the router should send to the family of this model; None takes the search
+            items of the tasks at which it is best.
+    """
+
+    model: str
+    name: str
+    prompts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """A checked recipe.
+
+    Attributes:
+        models: the zoo, at least one.
+        tasks: at least one.
+        output: the run directory.
+        base: the model that the others were fine-tuned from; it gives merged models their
+            configuration and tokenizer. By default each family's first model does.
+        threshold: least cosine similarity within a family.
+        strategies: the searches to run in each family; the best on the search items wins.
+        device: where models run: cpu, cuda, cuda:1, mps …
+        dtype: float32, bfloat16, float16, or auto (as stored).
+        batch_size: rows evaluated together, or auto.
+        unsafe_code: run generated code without a sandbox where there is none.
+        title: what the report is called.
+        root: what relative paths are relative to.
+    """
+
+    models: tuple[ModelEntry, ...]
+    tasks: tuple[TaskConfig, ...]
+    output: Path
+    base: str | None = None
+    threshold: float = 0.95
+    strategies: tuple[str, ...] = STRATEGY_DEFAULT
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch_size: int | str = "auto"
+    unsafe_code: bool = False
+    title: str = "modelglue"
+    root: Path = Path()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models' names, in order."""
+        return tuple(entry.name for entry in self.models)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The same as a YAML mapping, defaults filled in and files absolute."""
+        mapping: dict[str, Any] = {
+            "models": [_entry_mapping(entry) for entry in self.models],
+            "base": self.base,
+            "tasks": [task.to_mapping() for task in self.tasks],
+            "output": str(self.output),
+            "search": {"strategies": list(self.strategies)},
+        }
+        for name in ("threshold", "device", "dtype", "batch_size", "unsafe_code", "title"):
+            mapping[name] = getattr(self, name)
+        mapping["root"] = str(self.root)
+        return mapping
+
+
+def _entry_mapping(entry: ModelEntry) -> dict[str, Any]:
+    mapping: dict[str, Any] = {"model": entry.model, "name": entry.name}
+    return mapping if entry.prompts is None else mapping | {"prompts": list(entry.prompts)}
+
+
+KEYS = ("models", "base", "tasks", "output", "threshold", "search", "device", "dtype")
+KEYS += ("batch_size", "unsafe_code", "title")
+
+
+def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
+    """Read a recipe; `overrides` replace keys of the file (output, device, unsafe_code …).
+
+    Raises:
+        ConfigError: with everything that is wrong in the file.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is no YAML: {error}", where=str(path)) from None
+    if isinstance(value, dict):
+        value = {**value, **{key: given for key, given in overrides.items() if given is not None}}
+    try:
+        return parse_recipe(value, root=path.parent)
+    except ConfigError as error:
+        raise ConfigError(error.problems, where=str(path)) from None
+
+
+def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
+    """Check a recipe as YAML gives it.
+
+    Raises:
+        ConfigError: with every problem: key path, what is wrong, nearest valid spelling.
+    """
+    if not isinstance(value, dict):
+        raise ConfigError("the recipe is no mapping; it needs models, tasks and output")
+    root = root.resolve()
+    problems = [f"{key}: unknown key{nearest(str(key), KEYS)}" for key in value if key not in KEYS]
+    models = _models(value.get("models"), problems)
+    tasks = _tasks(value.get("tasks"), root, problems)
+    given = {name: value[name] for name in SCALARS if value.get(name) is not None}
+    problems += [p for name, setting in given.items() if (p := _scalar_problem(name, setting))]
+    strategies = _strategies(value.get("search"), problems)
+    if not isinstance(value.get("output"), str | Path):
+        problems.append("output: missing; the folder to write the run to")
+    if problems:
+        raise ConfigError(problems)
+    return RecipeConfig(
+        models, tasks, root / value["output"], strategies=strategies, root=root, **given
+    )
+
+
+SCALARS: dict[str, str] = {
+    "base": "a path or org/name",
+    "threshold": "a number from -1 to 1",
+    "device": "a device such as cpu or cuda:0",
+    "dtype": "auto, float32, bfloat16 or float16",
+    "batch_size": "auto or a whole number above 0",
+    "unsafe_code": "true or false",
+    "title": "text",
+}
+
+
+def _scalar_problem(name: str, value: object) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fine = {
+        "threshold": number and -1 <= value <= 1,  # type: ignore[operator]
+        "dtype": value in ("auto", "float32", "bfloat16", "float16"),
+        "batch_size": value == "auto" or (number and isinstance(value, int) and value > 0),
+        "unsafe_code": isinstance(value, bool),
+    }.get(name, isinstance(value, str) and bool(value))
+    return None if fine else f"{name}: must be {SCALARS[name]}, not {value!r}"
+
+
+def _models(value: object, problems: list[str]) -> tuple[ModelEntry, ...]:
+    if not isinstance(value, list) or not value:
+        problems.append("models: a list of at least one model is needed")
+        return ()
+    raw = []
+    for index, entry in enumerate(value):
+        mapping = {"model": entry} if isinstance(entry, str) else entry
+        if not isinstance(mapping, dict) or not isinstance(mapping.get("model"), str):
+            problems.append(f"models[{index}]: must be a path, org/name, or a mapping with model")
+            continue
+        raw.append(mapping)
+        problems += _model_problems(mapping, f"models[{index}]")
+    names = _names([str(mapping["model"]) for mapping in raw])
+    entries = tuple(
+        ModelEntry(
+            model=mapping["model"],
+            name=str(mapping.get("name") or name),
+            prompts=tuple(mapping["prompts"]) if mapping.get("prompts") else None,
+        )
+        for mapping, name in zip(raw, names, strict=True)
+        if isinstance(mapping.get("prompts") or [], list)
+    )
+    for name, times in Counter(entry.name for entry in entries).items():
+        if times > 1:
+            problems.append(f"models: {times} are called {name!r}; tell them apart with name")
+    return entries
+
+
+def _model_problems(mapping: Mapping[str, Any], where: str) -> list[str]:
+    known = [field.name for field in fields(ModelEntry)]
+    problems = [
+        f"{where}.{key}: unknown key{nearest(str(key), known)}"
+        for key in mapping
+        if key not in known
+    ]
+    prompts = mapping.get("prompts")
+    texts = isinstance(prompts, list) and all(isinstance(p, str) and p for p in prompts)
+    if prompts is not None and not (texts and prompts):
+        problems.append(f"{where}.prompts: must be a list of texts")
+    if not isinstance(mapping.get("name", ""), str):
+        problems.append(f"{where}.name: must be text")
+    return problems
+
+
+def _names(references: Sequence[str]) -> list[str]:
+    """A short name for each reference, longer where two would be the same.
+
+    >>> _names(["zoo/a/final", "zoo/b/final", "org/chat@main", "zoo/base+adapters/law"])
+    ['a/final', 'b/final', 'chat@main', 'base+law']
+    """
+    parts = [[p.strip("/").split("/") for p in reference.split("+")] for reference in references]
+    short = ["+".join(part[-1] for part in reference) for reference in parts]
+    twice = {name for name, times in Counter(short).items() if times > 1}
+    return [
+        "+".join("/".join(part[-2:]) for part in reference) if name in twice else name
+        for reference, name in zip(parts, short, strict=True)
+    ]
+
+
+def _tasks(value: object, root: Path, problems: list[str]) -> tuple[TaskConfig, ...]:
+    if not isinstance(value, list) or not value:
+        problems.append("tasks: a list of at least one task is needed")
+        return ()
+    tasks = []
+    for index, mapping in enumerate(value):
+        found = task_problems(mapping, f"tasks[{index}]")
+        problems += found
+        if not found:
+            tasks.append(Task.from_mapping(mapping, root=root).config)
+    for name, times in Counter(task.name for task in tasks).items():
+        if times > 1:
+            problems.append(f"tasks: {times} are called {name!r}")
+    return tuple(tasks)
+
+
+def _strategies(value: object, problems: list[str]) -> tuple[str, ...]:
+    if value is None:
+        return STRATEGY_DEFAULT
+    if not isinstance(value, dict):
+        problems.append("search: must be a mapping with strategies")
+        return ()
+    problems += [
+        f"search.{key}: unknown key{nearest(str(key), ['strategies'])}"
+        for key in value
+        if key != "strategies"
+    ]
+    names = value.get("strategies", list(STRATEGY_DEFAULT))
+    if not isinstance(names, list) or not names:
+        problems.append(f"search.strategies: must be a list of {', '.join(STRATEGIES)}")
+        return ()
+    problems += [
+        f"search.strategies[{i}]: there is no {name!r}{nearest(str(name), STRATEGIES)} "
+        f"Known: {', '.join(STRATEGIES)}"
+        for i, name in enumerate(names)
+        if name not in STRATEGIES
+    ]
+    return tuple(map(str, names))

@@ -1,0 +1,103 @@
+"""What a run will take, told before it starts: evaluations, memory, disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.inputs import Inputs
+from modelglue.search.strategies.heuristic_coefficient import SHARES
+from modelglue.zoo.compatibility import incompatibility
+
+TRIALS_A_MODEL = {"heuristic_average": 1}
+"""Trials that a strategy makes for each model but the first; the others try every share."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage and the most that it can take.
+
+    Attributes:
+        evaluations: (model, task) pairs to score.
+        items: items to score in them.
+        disk: bytes that it writes.
+        memory: bytes of weights that it holds.
+    """
+
+    stage: str
+    text: str
+    evaluations: int = 0
+    items: int = 0
+    disk: int = 0
+    memory: int = 0
+
+
+def trials_at_most(models: int, strategies: Sequence[str]) -> int:
+    """Candidates that a family of so many models can need; shared ones are made once.
+
+    >>> trials_at_most(1, ["heuristic_average"]), trials_at_most(3, ["heuristic_coefficient"])
+    (1, 21)
+    """
+    return models + sum(
+        TRIALS_A_MODEL.get(strategy, len(SHARES)) * (models - 1) for strategy in strategies
+    )
+
+
+def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
+    """The stages with the most that each can take.
+
+    Families are not known before the weights are read; models that could be merged by their
+    headers count as one family here, which is the dearest case.
+    """
+    groups = mergeable_groups(inputs.models)
+    size = {name: checkpoint.nbytes for name, checkpoint in inputs.models.items()}
+    search_items = sum(len(task.items("search")) for task in inputs.tasks)
+    report_items = sum(len(task.items("report")) for task in inputs.tasks)
+    tasks = len(inputs.tasks)
+    stages = [StageEstimate("cluster", f"compare {len(size)} models, each read once")]
+    for index, group in enumerate(groups):
+        trials = trials_at_most(len(group), config.strategies if len(group) > 1 else ())
+        held = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
+        stages.append(
+            StageEstimate(
+                f"search-{index}",
+                f"at most {trials} candidates of {', '.join(group)}",
+                evaluations=trials * tasks,
+                items=trials * search_items,
+                memory=held,
+            )
+        )
+        if len(group) > 1:
+            stages.append(
+                StageEstimate(f"merge-{index}", "write the best of them", disk=size[group[0]])
+            )
+    experts = min(tasks, len(groups))
+    if experts > 1:
+        disk = sum(sorted((size[g[0]] for g in groups), reverse=True)[:experts])
+        stages.append(StageEstimate("mixture", f"a router over at most {experts}", disk=disk))
+    disk = sum(sorted(size.values(), reverse=True)[:tasks])
+    stages.append(StageEstimate("unmerged", "the mixture without merging, to compare", disk=disk))
+    rows = len(size) + 3 + sum(len(config.strategies) + 1 for group in groups if len(group) > 1)
+    stages.append(
+        StageEstimate(
+            "report",
+            f"score at most {rows} contestants on the report items",
+            evaluations=rows * tasks,
+            items=rows * report_items,
+            memory=max(sum(size[name] for name in group) for group in groups),
+        )
+    )
+    return stages
+
+
+def mergeable_groups(models: dict[str, Checkpoint]) -> list[tuple[str, ...]]:
+    """Models whose headers and vocabularies would let them be merged, largest group first."""
+    groups: list[list[str]] = []
+    for name, checkpoint in models.items():
+        for group in groups:
+            if incompatibility(models[group[0]], checkpoint) is None:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return sorted((tuple(group) for group in groups), key=len, reverse=True)

@@ -1,0 +1,212 @@
+"""The recipe of Model-GLUE (arXiv 2410.05357), from a zoo to one model; read it from the top.
+
+Every step is a stage of the run directory: done once, kept, skipped when the command is given
+again. Choices are made on search items alone; the report items are scored last, once.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelglue.journal import read_json
+from modelglue.recipe import choose, contest
+from modelglue.recipe.assemble import assemble
+from modelglue.recipe.choose import Candidate, FamilyChoice
+from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.contest import Contestant
+from modelglue.recipe.estimate import mergeable_groups
+from modelglue.recipe.inputs import open_inputs
+from modelglue.recipe.progress import Listener, silent
+from modelglue.recipe.rundir import RunDirectory
+from modelglue.recipe.session import Session
+from modelglue.report.data import RunReport
+from modelglue.report.write import write_report
+from modelglue.search.problem import canonical
+from modelglue.zoo.cluster import Clustering
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        path: the run directory.
+        model: the glued model: a checkpoint, or a mixture bundle.
+        report: what report.json holds.
+        fresh: False if everything stood already and nothing was done.
+    """
+
+    path: Path
+    model: Path
+    report: RunReport
+    fresh: bool
+
+
+def glue(
+    config: RecipeConfig,
+    *,
+    listen: Listener = silent,
+    notes: tuple[str, ...] = (),
+    command: str = "",
+) -> Outcome:
+    """Make one better model of a zoo: cluster, merge selectively, mix, and show what it is worth.
+
+    Args:
+        config: the checked recipe.
+        listen: told of everything that is done.
+        notes: remarks for the report.
+        command: how to make the same again, for the report.
+
+    Raises:
+        ConfigError: models or tasks that cannot be used; nothing was done.
+        RunConflict: the output holds another run, or its inputs changed.
+        SandboxUnavailable: a task runs code and nothing here can contain it.
+    """
+    began = time.monotonic()
+    with (
+        open_inputs(config) as inputs,
+        RunDirectory(config.output, config.to_mapping()) as run,
+    ):
+        session = Session(config, inputs, run, listen, notes)
+        clustering = choose.find_families(session)
+        if (finished := _finished(run)) is not None:
+            return finished
+        choices = [
+            choose.choose_in_family(session, index, members)
+            for index, members in enumerate(ordered_families(config, clustering))
+        ]
+        candidates = merged_candidates(session, choices)
+        asked_for = [
+            name for name, c in candidates.items() if choose.given_prompts(session, c.members)
+        ]
+        scores = {name: candidate.scores for name, candidate in candidates.items()}
+        team = choose.choose_team(scores, asked_for)
+        if len(team.leads) > 1:
+            choose.write_mixture(session, "mixture", team, candidates)
+        singles = single_candidates(session, choices)
+        rivals = choose.choose_team({name: single.scores for name, single in singles.items()})
+        if len(rivals.leads) > 1:
+            choose.write_mixture(session, "unmerged", rivals, singles)
+        # Every choice stands in a manifest; only now are the report items looked at.
+        entrants = contestants(session, choices, team, rivals)
+        results = contest.hold(session, entrants)
+        routes = contest.count_routes(session, "mixture") if len(team.leads) > 1 else None
+        report = assemble(
+            session, clustering, choices, team, results, routes, time.monotonic() - began, command
+        )
+        model = _point_at(run, _model_folder(run, team.leads, candidates))
+        write_report(report, run.path)
+        run.stage("done", lambda folder: {"model": str(model.relative_to(run.path))})
+        return Outcome(run.path, model, report, fresh=True)
+
+
+def ordered_families(config: RecipeConfig, clustering: Clustering) -> list[tuple[str, ...]]:
+    """The families, each in the recipe's order of models, which decides ties."""
+    return [
+        tuple(name for name in config.names if name in family) for family in clustering.families
+    ]
+
+
+def merged_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
+    """The chosen model of each family; a merge is called after its family."""
+    return {
+        choice_name(index, choice): Candidate(
+            tuple(choice.coefficients), choose.write_merge(session, index, choice), choice.scores
+        )
+        for index, choice in enumerate(choices)
+    }
+
+
+def choice_name(index: int, choice: FamilyChoice) -> str:
+    """What the chosen model of a family is called."""
+    return next(iter(choice.coefficients)) if len(choice.coefficients) == 1 else f"merged-{index}"
+
+
+def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
+    """Every model of the zoo as it is."""
+    scores = {name: own for choice in choices for name, own in choice.singles.items()}
+    return {
+        name: Candidate((name,), choose.plain_folder(session, name), scores[name])
+        for name in session.config.names
+    }
+
+
+def contestants(
+    session: Session, choices: list[FamilyChoice], team: choose.Team, rivals: choose.Team
+) -> list[Contestant]:
+    """The rows of the final table: singles, uniform merges, heuristics, mixtures, glued model."""
+    rows = []
+    everything = mergeable_groups(session.inputs.models)[0]
+    if len(everything) > 1:
+        rows.append(_uniform("uniform merge of everything", everything, everything))
+    for index, choice in enumerate(choices):
+        group = choice.members
+        rows += [Contestant(name, "single", group, {name: 1.0}) for name in group]
+        if len(group) > 1:
+            which = f" {index}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
+            rows.append(_uniform(f"uniform merge of the family{which}", group, group))
+            rows += [
+                Contestant(
+                    f"{result.strategy}{which}",
+                    "heuristic",
+                    group,
+                    result.coefficients,
+                    note="kept" if result.strategy == choice.winner else "",
+                )
+                for result in choice.searches
+            ]
+    if len(rivals.leads) > 1:
+        rows.append(
+            Contestant(
+                "mixture without merging",
+                "mixture",
+                bundle="unmerged",
+                note=", ".join(rivals.leads),
+            )
+        )
+    if len(team.leads) > 1:
+        rows.append(
+            Contestant("glued model", "glued", bundle="mixture", note=", ".join(team.leads))
+        )
+    else:
+        (name,) = team.leads
+        index = [choice_name(i, choice) for i, choice in enumerate(choices)].index(name)
+        chosen = choices[index]
+        rows.append(
+            Contestant("glued model", "glued", chosen.members, chosen.coefficients, note=name)
+        )
+    return rows
+
+
+def _uniform(name: str, group: tuple[str, ...], members: tuple[str, ...]) -> Contestant:
+    return Contestant(
+        name,
+        "uniform",
+        group,
+        canonical({member: 1 / len(members) for member in members}),
+        note=f"{len(members)} models",
+    )
+
+
+def _model_folder(
+    run: RunDirectory, leads: dict[str, tuple[str, ...]], candidates: dict[str, Candidate]
+) -> Path:
+    if len(leads) > 1:
+        return run.folder("mixture") / "bundle"
+    return candidates[next(iter(leads))].folder
+
+
+def _point_at(run: RunDirectory, folder: Path) -> Path:
+    """`model` in the run directory leads to the glued model."""
+    link = run.path / "model"
+    if not link.is_symlink():
+        inside = folder.is_relative_to(run.path)
+        link.symlink_to(folder.relative_to(run.path) if inside else folder.resolve())
+    return link
+
+
+def _finished(run: RunDirectory) -> Outcome | None:
+    if not run.done("done"):
+        return None
+    report = RunReport.from_json(read_json(run.path / "report.json"))
+    return Outcome(run.path, run.path / "model", report, fresh=False)

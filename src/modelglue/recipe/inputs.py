@@ -1,0 +1,90 @@
+"""What a run starts from, opened and checked before any work: all problems at once."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.source import open_checkpoint
+from modelglue.errors import CheckpointError, ConfigError, RunConflict, TaskError
+from modelglue.evaluate.sandbox import Sandbox, probe
+from modelglue.evaluate.task import SPLITS, Task
+from modelglue.recipe.config import RecipeConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The zoo and the tasks, ready for use.
+
+    Attributes:
+        models: checkpoint by name, in the recipe's order.
+        base: the model that the others come from, or None.
+        sandbox: for the tasks that run code; None if none does.
+    """
+
+    models: dict[str, Checkpoint]
+    base: Checkpoint | None
+    tasks: tuple[Task, ...]
+    sandbox: Sandbox | None
+
+    def task_digests(self) -> dict[str, str]:
+        """A digest of each task's two files, to notice when one changes under a run."""
+        digests = {}
+        for task in self.tasks:
+            files = [getattr(task.config, split) for split in SPLITS]
+            content = b"\0".join(file.read_bytes() for file in files)
+            digests[task.name] = hashlib.sha256(content).hexdigest()
+        return digests
+
+
+@contextmanager
+def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
+    """Open every model's headers, read and check every task, find a sandbox.
+
+    Raises:
+        ConfigError: with everything that cannot be used.
+        SandboxUnavailable: a task runs code, nothing here can contain it, and `unsafe_code` is not
+            set.
+    """
+    problems: list[str] = []
+    with ExitStack() as stack:
+
+        def opened(reference: str, key: str) -> Checkpoint | None:
+            try:
+                return stack.enter_context(open_checkpoint(reference, root=config.root))
+            except CheckpointError as error:
+                problems.append(f"{key}: {error}")
+                return None
+
+        found = {
+            entry.name: opened(entry.model, f"models[{index}]")
+            for index, entry in enumerate(config.models)
+        }
+        base = opened(config.base, "base") if config.base else None
+        tasks = tuple(Task(task) for task in config.tasks)
+        for task in tasks:
+            try:
+                task.check()
+            except TaskError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError(problems)
+        runs_code = any(task.runs_code for task in tasks)
+        sandbox = probe(unsafe=config.unsafe_code) if runs_code else None
+        models = {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
+        yield Inputs(models, base, tasks, sandbox)
+
+
+def refuse_changed(standing: dict[str, str], now: dict[str, str], what: str) -> None:
+    """Refuse to go on with a run whose inputs are no longer what they were.
+
+    Raises:
+        RunConflict: naming what changed.
+    """
+    changed = [name for name in standing if standing[name] != now.get(name)]
+    if changed:
+        raise RunConflict(
+            f"{what} changed since this run began: {', '.join(changed)}. What stands in the run "
+            "was made from the old ones: choose another output, or delete the folder"
+        )
