@@ -30,14 +30,16 @@ def merge_rows(plan: MergePlan, tensor: TensorPlan, rows: slice, read: Read) -> 
     """Merge some rows of one tensor in fp32.
 
     Returns:
-        [rows, …] fp32.
+        [rows, …] fp32; a tensor that is no weight as the first model has it.
 
     Raises:
         NonFiniteTensor: the result holds NaN or infinity, as it does wherever an input does.
     """
+    first = read(0, rows)
+    if tensor.copied:
+        return first
     method = METHODS[plan.method]
     n = len(plan.models)
-    first = read(0, rows)
     stack = torch.empty((n, first.numel()), dtype=torch.float32, device=first.device)
     stack[0].copy_(first.reshape(-1))
     for model in range(1, n):

@@ -5,6 +5,7 @@ are declared once, with their ranges, and serve validation, messages, search spa
 Whoever runs it reads chunks of every model in fp32, stacks them and casts the result once.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,6 +103,17 @@ class Method:
     def summary(self) -> str:
         """The first line of the formula's docstring."""
         return (self.combine.__doc__ or "").strip().split("\n", 1)[0]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that a user may want to know of the method, as plain data."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "formula": inspect.getdoc(self.combine) or "",
+            "needs_base": self.needs_base,
+            "parameters": [dict(vars(parameter)) for parameter in self.parameters],
+            "laws": sorted(law.name.lower() for law in self.laws),
+        }
 
     def __call__(self, tensors: Tensor, base: Tensor | None = None, **parameters: Any) -> Tensor:
         """Merge whole tensors, for the REPL and the tests.

@@ -12,10 +12,13 @@ from typing import Any
 from modelglue.checkpoint.naming import place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
+from modelglue.checkpoint.spec import nbytes_of
 from modelglue.checkpoint.tokenizer import same_vocabulary
-from modelglue.errors import MergeError, NotMergeable, ShapeMismatch
+from modelglue.errors import MergeError, NotMergeable, ShapeMismatch, UnsupportedCheckpoint
 from modelglue.merge.config import MergeConfig
 from modelglue.merge.method import METHODS
+
+FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class TensorPlan:
     def numel(self) -> int:
         """Elements of the output tensor."""
         return math.prod(self.shape)
+
+    @property
+    def copied(self) -> bool:
+        """Whether it is no weight (a mask, position ids) and is taken from the first model."""
+        return self.dtype not in FLOATING
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,26 @@ class MergePlan:
     def reads_base(self) -> bool:
         """Whether the method needs the base's weights."""
         return METHODS[self.method].needs_base
+
+    def describe(self) -> dict[str, Any]:
+        """The whole plan as plain data: every output tensor and where it comes from."""
+        return {
+            "method": self.method,
+            "models": [model.name for model in self.models],
+            "base": self.base.name if self.base else None,
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_write": sum(nbytes_of(t.dtype, t.shape) for t in self.tensors),
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    "sources": list(tensor.sources),
+                    "parameters": dict(tensor.parameters),
+                }
+                for tensor in self.tensors
+            ],
+        }
 
     def checked_parameters(self, weights: Sequence[float]) -> dict[str, Any]:
         """The configuration's parameters with other weights, one a model.
@@ -152,8 +180,14 @@ def _tensor_plan(
     values: Mapping[str, Any],
 ) -> TensorPlan:
     spec = template.tensors[name]
+    if spec.dtype not in FLOATING and place(name).role in ("attention", "mlp", "embedding", "head"):
+        raise UnsupportedCheckpoint(
+            f"{name}: {template.name} stores it as {spec.dtype}, which cannot be averaged. "
+            "Convert the model to BF16 first."
+        )
     sources = tuple(_source(name, spec.shape, model, template) for model in models)
-    return TensorPlan(name, dtype or spec.dtype, spec.shape, sources, base and name, values)
+    written = dtype if dtype and spec.dtype in FLOATING else spec.dtype
+    return TensorPlan(name, written, spec.shape, sources, base and name, values)
 
 
 def _source(name: str, shape: tuple[int, ...], model: Checkpoint, template: Checkpoint) -> str:
