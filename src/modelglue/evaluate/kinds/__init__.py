@@ -1,1 +1,105 @@
-"""Task kinds: one file each, found by discovery."""
+"""Task kinds: one file each, found by discovery.
+
+A kind says which settings it takes, what an item must hold, and how a model is scored on items:
+
+    @kinds.register("generate")
+    class Generate: ...             # a `Kind`
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from modelglue.evaluate.model import LanguageModel
+from modelglue.evaluate.sandbox import Sandbox
+from modelglue.evaluate.settings import Setting
+from modelglue.registry import Registry
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: what its line in the file holds, checked by its kind."""
+
+    id: str
+    group: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a kind returns: the main number of each item, and others by name."""
+
+    values: list[float]
+    metrics: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+class Kind(Protocol):
+    """A kind of task; made without arguments."""
+
+    settings: Mapping[str, Setting]
+    runs_code: bool
+
+    def problems(self, record: Mapping[str, Any]) -> list[str]:
+        """Everything that is wrong with an item, each as "field: what"; empty if nothing is."""
+        ...
+
+    def question(self, record: Mapping[str, Any]) -> str:
+        """What makes two items the same question: it must not stand in both splits."""
+        ...
+
+    def score(
+        self,
+        model: LanguageModel,
+        items: Sequence[Item],
+        settings: Settings,
+        sandbox: Sandbox | None,
+    ) -> Measured:
+        """Score a model; one number per item, higher is better."""
+        ...
+
+
+kinds: Registry[type[Kind]] = Registry("task kind", "modelglue.evaluate.kinds")
+
+
+def text_problems(record: Mapping[str, Any], *fields: str, empty: bool = False) -> list[str]:
+    """What is wrong with the fields that must hold text."""
+    return [
+        f"{name}: {problem}"
+        for name in fields
+        if (problem := _text_problem(record, name, empty=empty))
+    ]
+
+
+def _text_problem(record: Mapping[str, Any], name: str, *, empty: bool) -> str | None:
+    if name not in record:
+        return "is missing"
+    value = record[name]
+    if not isinstance(value, str):
+        return f"must be text, not {value!r:.60}"
+    if not value and not empty:
+        return "is empty"
+    return None
+
+
+def joined(context: str, continuation: str) -> str:
+    """The continuation with the space that belongs between it and its context.
+
+    One space, unless there is white space on either side already or nothing to be parted from.
+
+    >>> joined("Answer:", "Paris"), joined("Answer:\\n", "Paris"), joined("", "Paris")
+    (' Paris', 'Paris', 'Paris')
+    """
+    if not context or context[-1].isspace() or continuation[:1].isspace():
+        return continuation
+    return " " + continuation
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The part of `text` before the first of the stops.
+
+    >>> before_stop("return x\\n\\nprint(1)", ["\\n\\n", "print"])
+    'return x'
+    """
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -1,0 +1,125 @@
+"""Text to tokens and back, each text tokenised once.
+
+A search scores the same items a hundred times with other weights; what does not depend on weights
+is kept here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelglue.errors import EvaluationError
+
+Tokens = tuple[int, ...]
+# Beyond this many texts the memory starts anew: a bound for processes that never end.
+_REMEMBERED = 200_000
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A context and a continuation, encoded jointly; the latter begins at token `start`."""
+
+    tokens: Tokens
+    start: int
+
+
+class Encoder:
+    """A tokenizer with a memory.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        max_length: the longest sequence that the model takes; longer ones lose their beginning.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._remembered: dict[str, Tokens] = {}
+        # Not every tokenizer puts a beginning-of-sequence token first, whatever it has one.
+        self._bos: str | None = tokenizer.bos_token
+        opening = tokenizer("").input_ids[:1]
+        self._opening: Tokens = tuple(opening) if opening == [tokenizer.bos_token_id] else ()
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, with the special token that the tokenizer puts before a text.
+
+        A text that brings that token along (a chat template writes it) does not get a second one.
+        """
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
+        if unknown:
+            if len(self._remembered) + len(unknown) > _REMEMBERED:
+                self._remembered.clear()
+                unknown = list(dict.fromkeys(texts))
+            encoded = self.tokenizer(unknown, add_special_tokens=False).input_ids
+            for text, tokens in zip(unknown, encoded, strict=True):
+                opened = self._bos is not None and text.startswith(self._bos)
+                self._remembered[text] = (() if opened else self._opening) + tuple(tokens)
+        return [self._remembered[text] for text in texts]
+
+    def prompts(self, texts: Sequence[str], max_new_tokens: int) -> list[Tokens]:
+        """Tokens of prompts that leave room for an answer; too long a prompt loses its beginning.
+
+        Raises:
+            EvaluationError: the model's context cannot hold the answer.
+        """
+        room = self.max_length - max_new_tokens
+        if room < 1:
+            raise EvaluationError(
+                f"max_new_tokens is {max_new_tokens}, but the model's context holds "
+                f"{self.max_length} tokens in all"
+            )
+        return [(tokens or self._nothing())[-room:] for tokens in self.encode(texts)]
+
+    def continued(
+        self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
+    ) -> list[tuple[Continued, ...]]:
+        """Encode each context with each of its continuations, as lm-evaluation-harness does.
+
+        White space at the context's end counts to the continuation; context and continuation are
+        encoded as one text, and the continuation is what comes after as many tokens as the context
+        has by itself.
+        """
+        stripped = [context.rstrip() for context in contexts]
+        wholes = [
+            [context + text for text in texts]
+            for context, texts in zip(contexts, continuations, strict=True)
+        ]
+        heads = iter(self.encode(stripped))
+        tails = iter(self.encode([whole for texts in wholes for whole in texts]))
+        return [
+            tuple(self._continued(head, next(tails)) for _ in texts)
+            for head, texts in zip(heads, wholes, strict=True)
+        ]
+
+    def decode(self, prompt: Tokens, completion: Sequence[int]) -> str:
+        """The text that `completion` adds to `prompt`, special tokens left out.
+
+        Decoded behind the prompt's last tokens, since many tokenizers drop the space before a
+        text's first word, and code lives by its indentation.
+        """
+        whole = self._decode([*prompt[-4:], *completion])
+        before = self._decode(list(prompt[-4:]))
+        return whole[len(before) :] if whole.startswith(before) else self._decode(list(completion))
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _continued(self, head: Tokens, whole: Tokens) -> Continued:
+        if not head:
+            head = self._nothing()
+            whole = head + whole
+        cut = max(0, len(whole) - self.max_length - 1)
+        return Continued(whole[cut:], max(1, min(len(head), len(whole)) - cut))
+
+    def _nothing(self) -> Tokens:
+        """What stands for an empty text: a model needs at least one token to start from."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return (int(token),)
+        raise EvaluationError(
+            "an empty prompt needs a beginning- or end-of-sequence token, the tokenizer has neither"
+        )

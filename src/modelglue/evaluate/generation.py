@@ -1,0 +1,246 @@
+"""Completions for many prompts at once; batching changes no answer, and who is done leaves.
+
+Prompts are sorted by length and read in slices of similar length; their key-value caches are then
+joined into one batch, padded on the left, which is decoded a token a step. When enough rows have
+ended (an end-of-sequence token, a stop text, the limit), the rest are moved together.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelglue.errors import EvaluationError
+from modelglue.evaluate.encoding import Encoder, Tokens
+from modelglue.evaluate.kvcache import KeyValueCache
+
+# Prompt tokens of one slice: beyond it padding costs more than the larger batch saves.
+_CPU_TOKENS, _GPU_TOKENS = 1024, 32768
+# Rows are moved together when no more than this share of them is still at work.
+_SHARE_AT_WORK = 0.8
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, else from the top-p nucleus."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def generate(
+    module: Any,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    encoded: Sequence[Tokens],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    sampling: Sampling,
+    rows: int,
+) -> list[str]:
+    """Complete each prompt, ending before any `stop`.
+
+    Args:
+        encoded: the prompts' tokens, none of them empty.
+        rows: how many are decoded at once.
+
+    Raises:
+        EvaluationError: the model gave NaN or infinity.
+    """
+    decoder = _Decoder(module, encoder, stop, max_new_tokens, sampling)
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        written = decoder.run([encoded[i] for i in chosen], [prompts[i] for i in chosen])
+        for i, tokens in zip(chosen, written, strict=True):
+            answers[i] = decoder.text(encoded[i], tokens)
+    return answers
+
+
+class _Decoder:
+    """One module with one way of ending and choosing."""
+
+    def __init__(
+        self,
+        module: Any,
+        encoder: Encoder,
+        stop: Sequence[str],
+        max_new_tokens: int,
+        sampling: Sampling,
+    ) -> None:
+        self._module = module
+        self._encoder = encoder
+        self._stop = tuple(stop)
+        self._limit = max_new_tokens
+        self._sampling = sampling
+        self._ends = end_tokens(module, encoder.tokenizer)
+        self._known = inspect.signature(module.forward).parameters
+        self._may_stop: dict[int, bool] = {}
+
+    def text(self, prompt: Tokens, tokens: Sequence[int]) -> str:
+        """What was written, before any stop."""
+        text = self._encoder.decode(prompt, tokens)
+        return text[: min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)]
+
+    @torch.inference_mode()
+    def run(self, prompts: Sequence[Tokens], texts: Sequence[str]) -> list[list[int]]:
+        """The new tokens of each prompt, end-of-sequence tokens left out; shortest prompt first."""
+        written: list[list[int]] = [[] for _ in prompts]
+        choose = self._chooser(texts)
+        cache, logits, seen = self._read(prompts)
+        at_work = list(range(len(prompts)))  # the prompts that are still written for
+        rows = at_work  # the prompt of each row of the batch
+        positions = torch.tensor([len(p) for p in prompts], device=self._module.device)
+        for step in range(self._limit):
+            tokens = choose(logits, rows, step)
+            new = dict(zip(rows, tokens.tolist(), strict=True))
+            at_work = [
+                i for i in at_work if not self._is_done(prompts[i], written[i], new[i], step)
+            ]
+            if not at_work:
+                break
+            if len(at_work) <= _SHARE_AT_WORK * len(rows):
+                place = {row: n for n, row in enumerate(rows)}
+                kept = torch.tensor([place[i] for i in at_work], device=positions.device)
+                cache.select(kept)
+                tokens, positions, seen = tokens[kept], positions[kept], seen[kept]
+                rows = at_work
+            seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
+            logits = self._forward(tokens[:, None], positions[:, None], seen, cache)
+            positions = positions + 1
+        return written
+
+    def _read(self, prompts: Sequence[Tokens]) -> tuple[KeyValueCache, Tensor, Tensor]:
+        """Read the prompts: their cache, the logits [n, vocabulary] after each, and the mask."""
+        width = len(prompts[-1])
+        device = self._module.device
+        joined = KeyValueCache(self._module.config, width + self._limit)
+        seen = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        logits = []
+        for part in self._slices([len(p) for p in prompts], joined.can_join):
+            rows = prompts[part]
+            longest = len(rows[-1])
+            padded = [(0,) * (longest - len(row)) + row for row in rows]
+            mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
+            seen[part, width - longest :] = mask.to(device)
+            cache = joined.like(longest) if joined.can_join else joined
+            ids = torch.tensor(padded, device=device)
+            places = (seen[part, width - longest :].cumsum(dim=1) - 1).clamp_(min=0)
+            logits.append(self._forward(ids, places, seen[part, width - longest :], cache))
+            if joined.can_join:
+                joined.join(cache, part, rows=len(prompts), width=width)
+        return joined, torch.cat(logits), seen
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, seen: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        inputs: dict[str, Any] = {"attention_mask": seen}
+        if "position_ids" in self._known:
+            inputs["position_ids"] = positions
+        if "logits_to_keep" in self._known:
+            inputs["logits_to_keep"] = 1
+        output = self._module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _slices(self, lengths: Sequence[int], may_split: bool) -> list[slice]:
+        """Prompts of rising length, parted so that a slice, padded, has a bounded size."""
+        if not may_split:
+            return [slice(0, len(lengths))]
+        most = _CPU_TOKENS if self._module.device.type == "cpu" else _GPU_TOKENS
+        slices, start = [], 0
+        for end in range(1, len(lengths) + 1):
+            if end == len(lengths) or (end + 1 - start) * lengths[end] > most:
+                slices.append(slice(start, end))
+                start = end
+        return slices
+
+    def _is_done(self, prompt: Tokens, written: list[int], token: int, step: int) -> bool:
+        """Take note of a row's new token; whether it was the last."""
+        if token in self._ends:
+            return True
+        written.append(token)
+        return step + 1 == self._limit or self._has_stopped(prompt, written)
+
+    def _has_stopped(self, prompt: Tokens, written: list[int]) -> bool:
+        if not self._stop:
+            return False
+        token = written[-1]
+        if token not in self._may_stop:
+            self._may_stop[token] = self._could_end_a_stop(token)
+        if not self._may_stop[token]:
+            return False
+        text = self._encoder.decode(prompt, written)
+        return any(stop in text for stop in self._stop)
+
+    def _could_end_a_stop(self, token: int) -> bool:
+        """Whether a stop's last character can come with this token: decoding is dear.
+
+        A token may lose its leading space, or be part of a character, when decoded alone.
+        """
+        piece = " " + self._encoder.decode((), [token])
+        return "�" in piece or any(stop[-1] in piece for stop in self._stop)
+
+    def _chooser(self, texts: Sequence[str]) -> Callable[[Tensor, Sequence[int], int], Tensor]:
+        if self._sampling.temperature == 0:
+            return lambda logits, rows, step: _finite_best(logits)
+        draws = torch.from_numpy(
+            np.stack([_draws(self._sampling.seed, text, self._limit) for text in texts])
+        ).to(self._module.device)
+
+        def sample(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+            _finite_best(logits)
+            return sampled(logits, draws[list(rows), step], self._sampling)
+
+        return sample
+
+
+def sampled(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
+    """Tokens from the nucleus of each row, by inverting its cumulative distribution.
+
+    The nucleus (Holtzman et al., 2019, arXiv:1904.09751) holds the likeliest tokens up to and
+    including the one with which their mass reaches `top_p`.
+
+    Args:
+        logits: [n, vocabulary].
+        draws: [n], uniform in [0, 1).
+    """
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    mass, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    upto = mass.cumsum(dim=-1)
+    nucleus = mass * (upto - mass < sampling.top_p)
+    upto = nucleus.cumsum(dim=-1)
+    aim = draws.to(upto.dtype)[:, None] * upto[:, -1:]
+    place = torch.searchsorted(upto, aim, right=True)
+    last = (nucleus > 0).sum(dim=-1, keepdim=True) - 1
+    return tokens.gather(1, place.minimum(last))[:, 0]
+
+
+def end_tokens(module: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a text, wherever the checkpoint says so."""
+    named: list[Any] = [tokenizer.eos_token_id]
+    for config in (getattr(module, "generation_config", None), module.config.get_text_config()):
+        found = getattr(config, "eos_token_id", None)
+        named += found if isinstance(found, list | tuple) else [found]
+    return frozenset(int(token) for token in named if token is not None)
+
+
+def _finite_best(logits: Tensor) -> Tensor:
+    best, tokens = logits.max(dim=-1)
+    if not bool(best.isfinite().all()):  # NaN passes through a maximum
+        raise EvaluationError("the model's logits are not finite (NaN or infinity)")
+    return tokens
+
+
+def _draws(seed: int, prompt: str, count: int) -> Any:
+    digest = blake2b(f"{seed}\0{prompt}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return generator.random(count)

@@ -1,0 +1,82 @@
+"""Generation with exact match: the model writes, and what counts is extracted from it.
+
+The *last* match of `extract` in the completion is the model's answer (a chain of thought may try
+several): the pattern's first group that matched, or the whole match if it has no groups; without a
+pattern, the whole completion. White space is normalised on both sides. The reference is extracted
+in the same way where the pattern matches it, so that "… #### 42" may stand in the file as well as
+"42". A completion in which the pattern is not found is wrong.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelglue.evaluate.kinds import Item, Measured, Settings, before_stop, kinds, text_problems
+from modelglue.evaluate.model import LanguageModel
+from modelglue.evaluate.sandbox import Sandbox
+from modelglue.evaluate.settings import Setting, generation
+
+
+@kinds.register("generate")
+class Generate:
+    """Items: `{"id", "prompt", "answer": text}`."""
+
+    settings: Mapping[str, Setting] = {
+        "extract": Setting("pattern", None, "what of a completion is the answer: its last match"),
+        **generation(max_new_tokens=64),
+    }
+    runs_code = False
+
+    def problems(self, record: Mapping[str, Any]) -> list[str]:
+        """See `Kind.problems`."""
+        return text_problems(record, "prompt", "answer")
+
+    def question(self, record: Mapping[str, Any]) -> str:
+        """The prompt."""
+        return str(record["prompt"])
+
+    def score(
+        self,
+        model: LanguageModel,
+        items: Sequence[Item],
+        settings: Settings,
+        sandbox: Sandbox | None,
+    ) -> Measured:
+        """See `Kind.score`."""
+        written = model.generate(
+            [item.record["prompt"] for item in items],
+            max_new_tokens=settings["max_new_tokens"],
+            stop=settings["stop"],
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            seed=settings["seed"],
+        )
+        values = []
+        for item, completion in zip(items, written, strict=True):
+            reference = item.record["answer"]
+            expected = extracted(reference, settings["extract"])
+            given = extracted(before_stop(completion, settings["stop"]), settings["extract"])
+            right = _normalised(reference) if expected is None else expected
+            values.append(float(given is not None and given == right))
+        return Measured(values)
+
+
+def extracted(text: str, pattern: str | None) -> str | None:
+    """The answer in `text`, white space normalised; None if the pattern is not found.
+
+    >>> extracted("6 + 1 = 7 #### 7, no: ####  8 ", r"#### *(-?[0-9]+)")
+    '8'
+    """
+    if pattern is None:
+        return _normalised(text)
+    last = None
+    for match in re.finditer(pattern, text):
+        last = match
+    if last is None:
+        return None
+    groups = [group for group in last.groups() if group is not None]
+    return _normalised(groups[0] if groups else last.group())
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,73 @@
+"""Multiple choice by log-likelihood, as lm-evaluation-harness scores it.
+
+The model never writes: each choice is scored as a continuation of the prompt, and the likeliest
+one is the model's answer. `acc` takes the sum of log-probabilities, `acc_norm` that sum divided by
+the length of the choice in characters (the harness calls it length-normalised; it counts
+`len(choice)`, without the space put before it). Of equals the first wins.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelglue.evaluate.kinds import Item, Measured, Settings, joined, kinds, text_problems
+from modelglue.evaluate.model import LanguageModel
+from modelglue.evaluate.sandbox import Sandbox
+from modelglue.evaluate.settings import Setting
+
+
+@kinds.register("multiple_choice")
+class MultipleChoice:
+    """Items: `{"id", "prompt", "choices": [text, …], "answer": index of the right one}`."""
+
+    settings: Mapping[str, Setting] = {
+        "metric": Setting(
+            "choice", "acc_norm", "which of the two is the score", choices=("acc_norm", "acc")
+        )
+    }
+    runs_code = False
+
+    def problems(self, record: Mapping[str, Any]) -> list[str]:
+        """See `Kind.problems`."""
+        found = text_problems(record, "prompt")
+        choices = record.get("choices")
+        if "choices" not in record:
+            found.append("choices: is missing")
+        elif not isinstance(choices, list) or len(choices) < 2:
+            found.append("choices: must be a list of at least two texts")
+        elif not all(isinstance(choice, str) and choice for choice in choices):
+            found.append("choices: must all be text, none of them empty")
+        elif len(set(choices)) < len(choices):
+            found.append("choices: two of them are the same")
+        answer = record.get("answer")
+        if "answer" not in record:
+            found.append("answer: is missing")
+        elif isinstance(answer, bool) or not isinstance(answer, int):
+            found.append(f"answer: must be the index of a choice, not {answer!r:.60}")
+        elif isinstance(choices, list) and not 0 <= answer < len(choices):
+            found.append(f"answer: {answer} is no index of {len(choices)} choices, counted from 0")
+        return found
+
+    def question(self, record: Mapping[str, Any]) -> str:
+        """The prompt with its right choice: many a prompt ("Which of these is true?") recurs."""
+        return f"{record['prompt']}\0{record['choices'][record['answer']]}"
+
+    def score(
+        self,
+        model: LanguageModel,
+        items: Sequence[Item],
+        settings: Settings,
+        sandbox: Sandbox | None,
+    ) -> Measured:
+        """See `Kind.score`."""
+        records = [item.record for item in items]
+        found = model.loglikelihoods(
+            [record["prompt"] for record in records],
+            [[joined(record["prompt"], c) for c in record["choices"]] for record in records],
+        )
+        metrics: dict[str, list[float]] = {"acc": [], "acc_norm": []}
+        for record, likelihoods in zip(records, found, strict=True):
+            totals = [likelihood.total for likelihood in likelihoods]
+            normed = [t / len(c) for t, c in zip(totals, record["choices"], strict=True)]
+            metrics["acc"].append(float(totals.index(max(totals)) == record["answer"]))
+            metrics["acc_norm"].append(float(normed.index(max(normed)) == record["answer"]))
+        return Measured(metrics[settings["metric"]], metrics)
