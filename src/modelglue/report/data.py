@@ -5,6 +5,7 @@ run can be shown again from report.json alone, without a model or a task file at
 """
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -164,7 +165,7 @@ class RunReport:
     command: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A value that `json` can write; numbers that are not finite become null."""
+        """A value that `json` can write; what is not finite becomes null, what is not text �."""
         encoded: dict[str, Any] = _encode(self)
         return encoded
 
@@ -187,9 +188,11 @@ def _encode(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
+        return {_encode(key): _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
+    if isinstance(value, str):  # a folder's name need not be Unicode, a JSON file must be
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)
     return _finite(value) if isinstance(value, float) else value
 
 

@@ -8,9 +8,9 @@ RESULT = (
     "line leaves the sign open."
 )
 TABLE = (
-    "Scores out of 100 on report items, which no choice was based on. The best single model was "
-    "picked on the search items; the oracle answers each task with whichever single model is best "
-    "there, which nobody can know beforehand. Stored parameters cost disk and memory, active "
+    "Scores out of 100 on report items, which no choice of a merge or a router was based on. The "
+    "oracle answers each task with whichever single model is best there, which nobody can know "
+    "beforehand. Stored parameters cost disk and memory, active "
     "ones cost time for each token."
 )
 TABLE_BOLD = "The best value of a column, the oracle aside, is bold."

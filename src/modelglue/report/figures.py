@@ -17,7 +17,7 @@ def scale(differences: Sequence[Difference]) -> tuple[float, float, list[float]]
     """(low, high, ticks) that hold all intervals and zero, as fractions."""
     ends = [end for d in differences for end in (d.low, d.high, d.mean) if math.isfinite(end)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
-    room = 0.06 * (high - low) or 0.01
+    room = max(0.06 * (high - low), 0.005)
     low, high = low - room, high + room
     return low, high, ticks(low, high, 7)
 

@@ -65,10 +65,7 @@ def headline(report: RunReport) -> Headline:
 
 
 def best_single(report: RunReport) -> TableRow | None:
-    """The row that the others are compared with: the single one without a difference.
-
-    It was chosen on the search items, so another single model may have the higher average here.
-    """
+    """The row that the others are compared with: the single one without a difference."""
     singles = [row for row in report.table if row.kind == "single"]
     reference = [row for row in singles if row.difference is None] or singles
     return max(reference, key=lambda row: _sortable(row.average), default=None)
@@ -207,7 +204,9 @@ def points(value: float) -> str:
     """A signed difference in points."""
     if not math.isfinite(value):
         return NONE
-    text = f"{100 * value:+.1f}".replace("-", MINUS)
+    # The end of an interval just beside zero decides the verdict: it must not read as zero.
+    digits = 2 if 0.00005 <= abs(value) < 0.0005 else 1
+    text = f"{100 * value:+.{digits}f}".replace("-", MINUS)
     return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
 
 
