@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from modelglue.errors import ConfigError, InputError, ModelGlueError, OutputExis
 if TYPE_CHECKING:
     from modelglue.evaluate.task import Task
     from modelglue.recipe.config import RecipeConfig
+    from modelglue.zoo.cluster import Clustering
 
 app = typer.Typer(
     name="modelglue",
@@ -132,7 +134,7 @@ def glue(
 def inspect(models: Models, as_json: Json = False) -> None:
     """What checkpoints hold, read from their headers."""
     from modelglue.checkpoint.source import open_checkpoint
-    from modelglue.report.terminal import show_descriptions
+    from modelglue.report.listings import print_descriptions
     from modelglue.zoo.inspect import describe
 
     descriptions = []
@@ -142,7 +144,7 @@ def inspect(models: Models, as_json: Json = False) -> None:
     if as_json:
         _print_json([description.to_json() for description in descriptions])
     else:
-        show_descriptions([description.to_json() for description in descriptions])
+        print_descriptions([description.to_json() for description in descriptions])
 
 
 @app.command()
@@ -162,7 +164,6 @@ def cluster(
     from contextlib import ExitStack
 
     from modelglue.checkpoint.source import open_checkpoint
-    from modelglue.report.terminal import show_clustering
     from modelglue.zoo.cluster import cluster as find_families
 
     if task_vectors and base is None:
@@ -179,7 +180,7 @@ def cluster(
     if as_json:
         _print_json(clustering.to_json())
     else:
-        show_clustering(clustering.to_json())
+        _show_clustering(clustering)
 
 
 @app.command()
@@ -194,14 +195,14 @@ def merge(
     """Merge checkpoints into a new one, in bounded memory."""
     from modelglue.merge.run import as_plan
     from modelglue.merge.run import merge as run_merge
+    from modelglue.report.listings import print_plan
     from modelglue.report.progress import bytes_progress
-    from modelglue.report.terminal import show_plan
 
     if out.exists():
         raise OutputExists(f"{out} is there already; choose another folder")
     plan = as_plan(config)
     if dry_run:
-        show_plan(plan.describe())
+        print_plan(plan.describe())
         return
     with bytes_progress(f"merging into {out}") as progress:
         run_merge(plan, out, threads=threads, progress=progress)
@@ -220,17 +221,20 @@ def search(
 
     Report items stay unseen; `glue` with the same recipe goes on from here.
     """
+    from rich.console import Console
+
     from modelglue.recipe.search import search_families
     from modelglue.report.progress import run_progress
-    from modelglue.report.terminal import show_searches
+    from modelglue.report.terminal import search_table
 
     recipe = _recipe(config, output, device, unsafe_code)
     with run_progress() as listen:
         paths = search_families(recipe, listen=listen)
     if as_json:
-        _print_json([path.to_json() for path in paths])
+        _print_json([asdict(path) for path in paths])
     else:
-        show_searches(paths)
+        for path in paths:
+            Console().print(search_table(path))
 
 
 @app.command()
@@ -246,7 +250,7 @@ def mix(
     mixture = load_mixture(config)
     summary = run_mix(out=out, **mixture.arguments())
     if as_json:
-        _print_json(summary.to_json())
+        _print_json({**asdict(summary), "path": str(out)})
     else:
         typer.echo(f"{out}: a router over {', '.join(summary.experts)}")
 
@@ -264,7 +268,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint or a mixture on tasks, with 95 % intervals."""
     from modelglue.recipe.evaluate import evaluate_model
-    from modelglue.report.terminal import show_scores
+    from modelglue.report.listings import print_scores
 
     if split not in ("report", "search"):
         raise InputError(f"--split {split}: must be report or search")
@@ -275,7 +279,7 @@ def evaluate(
     if as_json:
         _print_json(scores.to_json())
     else:
-        show_scores(scores)
+        print_scores(scores)
 
 
 @app.command()
@@ -285,7 +289,7 @@ def report(
     """Show a finished run, and write its page anew."""
     from modelglue.journal import read_json
     from modelglue.report.data import RunReport
-    from modelglue.report.terminal import show_report
+    from modelglue.report.terminal import print_report
     from modelglue.report.write import write_report
 
     if not (run / "report.json").exists():
@@ -295,7 +299,7 @@ def report(
     if as_json:
         _print_json(found.to_json())
     else:
-        show_report(found)
+        print_report(found)
         typer.echo(f"\n{run / 'report.html'}")
 
 
@@ -322,16 +326,16 @@ def methods(
 ) -> None:
     """The merge methods and their parameters."""
     from modelglue.merge.method import METHODS
-    from modelglue.report.terminal import show_method, show_methods
+    from modelglue.report.listings import print_method, print_methods
 
     found = [METHODS[name]] if name else [METHODS[each] for each in METHODS]
     described = [method.describe() for method in found]
     if as_json:
         _print_json(described)
     elif name:
-        show_method(described[0])
+        print_method(described[0])
     else:
-        show_methods(described)
+        print_methods(described)
 
 
 def _recipe(
@@ -350,7 +354,7 @@ def _recipe(
 def _glue(recipe: "RecipeConfig", notes: tuple[str, ...], *, as_json: bool = False) -> None:
     from modelglue.recipe.glue import glue as run_glue
     from modelglue.report.progress import run_progress
-    from modelglue.report.terminal import show_report
+    from modelglue.report.terminal import print_report
 
     command = shlex.join(["modelglue", *sys.argv[1:]])
     with run_progress() as listen:
@@ -358,23 +362,35 @@ def _glue(recipe: "RecipeConfig", notes: tuple[str, ...], *, as_json: bool = Fal
     if as_json:
         _print_json(outcome.report.to_json())
         return
-    show_report(outcome.report)
+    print_report(outcome.report)
     if not outcome.fresh:
         typer.echo("\nThis run was finished already; nothing was done.")
     typer.echo(f"\nmodel   {outcome.model}\nreport  {outcome.path / 'report.html'}")
 
 
+def _show_clustering(clustering: "Clustering") -> None:
+    from rich.console import Console
+
+    from modelglue.recipe.assemble import similarity_map
+    from modelglue.report.terminal import families_table, reasons_table
+
+    shown = similarity_map(clustering)
+    Console().print(families_table(shown))
+    if shown.reasons:
+        Console().print(reasons_table(shown))
+
+
 def _dry_run(recipe: "RecipeConfig", as_json: bool) -> None:
     from modelglue.recipe.estimate import estimate
     from modelglue.recipe.inputs import open_inputs
-    from modelglue.report.terminal import show_estimate
+    from modelglue.report.listings import print_estimate
 
     with open_inputs(recipe) as inputs:
         stages = estimate(recipe, inputs)
     if as_json:
         _print_json([vars(stage) for stage in stages])
     else:
-        show_estimate([vars(stage) for stage in stages])
+        print_estimate([vars(stage) for stage in stages])
 
 
 def _tasks(path: Path, split: Any) -> Iterator["Task"]:

@@ -46,12 +46,8 @@ def assemble(
         modelglue=modelglue.__version__,
         seconds=round(seconds, 1),
         models=tuple(_fates(session, choices, team)),
-        similarity=_similarity(clustering, choices),
-        searches=tuple(
-            _path(index, result, result.strategy == choice.winner)
-            for index, choice in enumerate(choices)
-            for result in choice.searches
-        ),
+        similarity=similarity_map(clustering, [choice.members for choice in choices]),
+        searches=search_paths(choices),
         routing=None
         if routes is None
         else RoutingTable(tuple(routes["experts"]), tasks, tuple(map(tuple, routes["counts"]))),
@@ -110,13 +106,25 @@ def _fate(name: str, choice: FamilyChoice, label: str, team: Team) -> tuple[Any,
     return "expert", f"as it is, for {led}"
 
 
-def _similarity(clustering: Clustering, choices: Sequence[FamilyChoice]) -> SimilarityMap:
+def similarity_map(
+    clustering: Clustering, families: Sequence[tuple[str, ...]] | None = None
+) -> SimilarityMap:
+    """What a report shows of a clustering; `families` may give the members in another order."""
     return SimilarityMap(
         names=clustering.similarity.names,
         matrix=tuple(tuple(map(float, row)) for row in clustering.similarity.matrix),
         threshold=clustering.threshold,
-        families=tuple(choice.members for choice in choices),
+        families=tuple(families or clustering.families),
         reasons=tuple(PairReason(a, b, why) for (a, b), why in clustering.reasons.items()),
+    )
+
+
+def search_paths(choices: Sequence[FamilyChoice]) -> tuple[SearchPath, ...]:
+    """What a report shows of the searches in all families."""
+    return tuple(
+        _path(index, result, result.strategy == choice.winner)
+        for index, choice in enumerate(choices)
+        for result in choice.searches
     )
 
 

@@ -16,10 +16,10 @@ from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.contest import Contestant
 from modelglue.recipe.estimate import mergeable_groups
 from modelglue.recipe.inputs import open_inputs
-from modelglue.recipe.progress import Listener, silent
 from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session
 from modelglue.report.data import RunReport
+from modelglue.report.events import Listener, silent
 from modelglue.report.write import write_report
 from modelglue.search.problem import canonical
 from modelglue.zoo.cluster import Clustering

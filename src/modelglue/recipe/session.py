@@ -9,8 +9,8 @@ from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.inputs import Inputs
 from modelglue.recipe.objective import Family
-from modelglue.recipe.progress import Event, Listener
 from modelglue.recipe.rundir import RunDirectory
+from modelglue.report.events import Event, Listener
 
 Model = HuggingFaceModel | Bundle
 
