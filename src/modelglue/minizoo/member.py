@@ -16,7 +16,7 @@ from transformers import (
 from modelglue.minizoo.data.example import stream
 from modelglue.minizoo.data.knowledge import Knowledge
 from modelglue.minizoo.data.tasks import SKILLS, examples, sources
-from modelglue.minizoo.presets import Member, Preset, Shape
+from modelglue.minizoo.preset import Member, Preset, Shape
 from modelglue.minizoo.tokenizer import train_tokenizer
 from modelglue.minizoo.training import Effort, train
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from modelglue.minizoo.data.example import Document, Example
 from modelglue.minizoo.data.tasks import Source
-from modelglue.minizoo.presets import Training
+from modelglue.minizoo.preset import Training
 
 # What a prompt's tokens weigh in the loss: they are mostly drawn at random, so there is little to
 # learn from them, but a model that never predicts them is no language model.

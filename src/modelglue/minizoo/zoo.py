@@ -19,7 +19,7 @@ from modelglue.errors import InputError, RunError, UnknownName
 from modelglue.journal import read_json, sync_folder, write_json, write_text
 from modelglue.minizoo.data.knowledge import Knowledge
 from modelglue.minizoo.data.tasks import SKILLS, TASKS, task_lines
-from modelglue.minizoo.presets import Member, Preset, Role, presets
+from modelglue.minizoo.preset import Member, Preset, Role, presets
 from modelglue.registry import nearest
 
 _EFFORT = "training.json"
