@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from modelglue.errors import SandboxUnavailable
+from modelglue.evaluate.sandbox import interpreter
 from modelglue.evaluate.sandbox.inside import frames
 from modelglue.evaluate.sandbox.interface import Limits, Outcome, Program
 
@@ -48,6 +49,7 @@ class Worker:
             stderr=self._errors,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
             cwd="/",
+            start_new_session=True,  # Ctrl-C is for us; we end them
         )
         try:
             if self.ask(settings, timeout=_GRACE) is None:
@@ -69,8 +71,12 @@ class Worker:
         answer: dict[str, Any] | None = frames.receive(replies.fileno()) if ready else None
         return answer
 
+    def stop(self) -> None:
+        """End it at once, from any thread; whoever waits for an answer gets None."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End it and everything in it."""
+        """End it and everything in it, and clean up."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -91,10 +97,15 @@ class Worker:
 def run_batch(start: Start, programs: Sequence[Program], limits: Limits) -> list[Outcome]:
     """Run identical programs once, the others in parallel; outcomes in the order of `programs`."""
     different = list(dict.fromkeys(programs))
+    if interpreter.node() is None and any(p.language == "javascript" for p in different):
+        raise SandboxUnavailable("JavaScript programs need node, and there is none on the path")
+    if not different:
+        return []
     outcomes: dict[Program, Outcome] = {}
     queue = iter(different)
     lock = threading.Lock()
     stop = threading.Event()
+    live: set[Worker] = set()
 
     def next_programs() -> Iterator[Program]:
         while not stop.is_set():
@@ -107,17 +118,27 @@ def run_batch(start: Start, programs: Sequence[Program], limits: Limits) -> list
     cores = len(os.sched_getaffinity(0))
     count = max(1, min(cores, _MOST_WORKERS, len(different) // _FEWEST_PROGRAMS))
     with ThreadPoolExecutor(count) as pool:
-        jobs = [pool.submit(_serve, start, limits, next_programs(), outcomes) for _ in range(count)]
+        jobs = [
+            pool.submit(_serve, start, limits, next_programs(), outcomes, live)
+            for _ in range(count)
+        ]
         try:
             for job in jobs:
                 job.result()
-        finally:
+        except BaseException:
             stop.set()
+            for worker in tuple(live):
+                worker.stop()
+            raise
     return [outcomes[program] for program in programs]
 
 
 def _serve(
-    start: Start, limits: Limits, programs: Iterator[Program], outcomes: dict[Program, Outcome]
+    start: Start,
+    limits: Limits,
+    programs: Iterator[Program],
+    outcomes: dict[Program, Outcome],
+    live: set[Worker],
 ) -> None:
     """Run programs in one worker; in a fresh one when the old is lost or could not clean up.
 
@@ -128,16 +149,19 @@ def _serve(
         for program in programs:
             if worker is None:
                 worker = start(limits)
+                live.add(worker)
             answer = worker.ask(asdict(program), timeout=limits.wall_seconds + _GRACE)
             if answer is None:
                 outcomes[program] = Outcome(False, "killed", "took its sandbox down with it")
             else:
                 outcomes[program] = Outcome(answer["passed"], answer["reason"], answer["detail"])
             if answer is None or not answer["clean"]:
+                live.discard(worker)
                 worker.close()
                 worker = None
     finally:
         if worker is not None:
+            live.discard(worker)
             worker.close()
 
 

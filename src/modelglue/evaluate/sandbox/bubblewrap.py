@@ -54,8 +54,9 @@ class Bubblewrap:
         }
         if os.geteuid() != 0:
             return Worker(self._command(private, seen_as, limits), settings)
-        # The stage is needed until the sandbox stands: what is bound there stays bound inside.
-        with tempfile.TemporaryDirectory(prefix="modelglue-") as stage:
+        # In /tmp, which anyone may enter, not in TMPDIR; and only until the sandbox stands: what is
+        # bound there stays bound inside.
+        with tempfile.TemporaryDirectory(prefix="modelglue-", dir="/tmp") as stage:
             os.chmod(stage, 0o711)
             staged = [os.path.join(stage, str(number)) for number in range(len(private))]
             step_down = [interpreter.python(), "-IS", stepdown.__file__]

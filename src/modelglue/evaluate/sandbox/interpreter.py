@@ -10,6 +10,8 @@ SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/sto
 SYSTEM_FILES = ("/etc/ld.so.cache",)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
+_PARTS = ("bin", "lib", "lib64")
+
 INSIDE = Path(__file__).parent / "inside"
 
 
@@ -31,7 +33,9 @@ def private_folders() -> list[str]:
     if binary is not None:
         folders.add(os.path.dirname(os.path.dirname(binary)))
     outside = {folder for folder in map(os.path.realpath, folders) if not _in_the_system(folder)}
-    return sorted(folder for folder in outside if folder != "/")
+    # Not the whole prefix: it may be somebody's home.
+    parts = (os.path.join(prefix, part) for prefix in outside for part in _PARTS)
+    return sorted(part for part in parts if os.path.isdir(part))
 
 
 def worker_command(inside: str) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import secrets
 
 _STRANGERS = range(2_000_000_000, 2_100_000_000)
@@ -22,8 +23,8 @@ def counted_elsewhere() -> int:
 
     None since Linux 5.14; before it, all of the user's.
     """
-    major, minor = (int(part) for part in platform.release().split(".")[:2])
-    if (major, minor) >= (5, 14) or os.geteuid() == 0:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    if numbers >= (5, 14) or os.geteuid() == 0:
         return 0
     return of_this_user()
 

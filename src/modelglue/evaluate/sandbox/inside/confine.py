@@ -12,6 +12,7 @@ from . import landlock, seccomp
 from .kernel import checked, libc
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 1, 4, 8, 24
+_PR_CAP_AMBIENT, _AMBIENT_RAISE = 47, 2
 _CAP_DAC_READ_SEARCH, _LAST_CAPABILITY = 2, 40
 _CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 64
@@ -70,12 +71,15 @@ def _become_a_stranger(uid: int, home: str) -> None:
     """
     os.chown(home, uid, uid)
     for capability in range(_LAST_CAPABILITY + 1):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if capability != _CAP_DAC_READ_SEARCH:
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     checked(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities")
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     kept = 1 << _CAP_DAC_READ_SEARCH
-    sets = ctypes.create_string_buffer(struct.pack("=6I", kept, kept, 0, 0, 0, 0), 24)
+    sets = ctypes.create_string_buffer(struct.pack("=6I", kept, kept, kept, 0, 0, 0), 24)
     checked(libc.capset(header, sets), "capset")
+    ambient = libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _CAP_DAC_READ_SEARCH, 0, 0)
+    checked(ambient, "ambient capability")  # node has it too

@@ -15,12 +15,13 @@ def send(fd: int, message: Any) -> None:
 
 
 def receive(fd: int) -> Any:
-    """Read exactly one message and not a byte more; None at the end."""
+    """Read exactly one message and not a byte more; None if there is no whole one."""
     head = _exactly(fd, 4)
     if len(head) < 4:
         return None
-    body = _exactly(fd, struct.unpack(">I", head)[0])
-    return json.loads(body)
+    (size,) = struct.unpack(">I", head)
+    body = _exactly(fd, size)
+    return json.loads(body) if len(body) == size else None
 
 
 def _exactly(fd: int, size: int) -> bytes:

@@ -119,6 +119,7 @@ def _become_node(source: str, settings: dict[str, Any], home: str) -> NoReturn:
         file.write(source)
     heap = settings["limits"]["memory"] >> 20
     node = settings["node"]
+    os.environ["OPENSSL_CONF"] = os.devnull  # node ends if it may not read the system's
     os.execv(node, [node, f"--max-old-space-size={heap}", "-e", _NODE_HARNESS, script])
 
 

@@ -20,6 +20,7 @@ from . import confine, frames, harness
 
 _TICK = 0.1
 _MANY_FILES = 4096
+_LAST_WORDS = 200
 _REQUESTS, _REPLIES = 3, 4
 
 
@@ -76,6 +77,7 @@ class _Watch:
         self._limits = settings["limits"]
         self._watch_disk = settings["protection"] != "namespaces"
         self._printed = 0
+        self._tail = b""
         self._nonce = b""
         self._passed = False
         self._verdict: tuple[str, str] | None = None
@@ -112,10 +114,13 @@ class _Watch:
             reason, detail = self._verdict
         elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= cpu):
             reason, detail = "timeout", f"used more than {cpu:g} s of CPU time"
+        elif code < 0 and b"out of memory" in self._tail:
+            reason, detail = "memory", "the JavaScript heap is full"
         elif code < 0:
-            reason, detail = "killed", signal.Signals(-code).name
+            reason, detail = "killed", signal.Signals(-code).name + self._last_words()
         else:
-            reason, detail = "failed", f"exited with code {code} before its tests were done"
+            reason = "failed"
+            detail = f"exited with code {code} before its tests were done" + self._last_words()
         return {"passed": self._passed, "reason": reason, "detail": detail}
 
     def _hear(self) -> bool:
@@ -139,9 +144,15 @@ class _Watch:
             self._verdict = (reason, detail)
         return True
 
+    def _last_words(self) -> str:
+        lines = self._tail.decode(errors="replace").split("\n")
+        words = [line.strip() for line in lines if line.strip()]
+        return f": {words[-1][-_LAST_WORDS:]}" if words else ""
+
     def _drain(self) -> bool:
         block = os.read(self._output, 1 << 16)
         self._printed += len(block)
+        self._tail = (self._tail + block)[-4096:]
         if self._printed > self._limits["output"]:
             self._verdict = ("killed", f"printed more than {self._limits['output']} bytes")
         return bool(block)
