@@ -1,0 +1,305 @@
+"""Model level: whole checkpoints behind a router on the prompt, kept as they are.
+
+    mixture.json  router.safetensors  experts/<i>/
+
+Experts may differ in architecture, tokenizer and chat template, and each folder in `experts/`
+stays a stock checkpoint that other programs can serve. A prompt is routed once, to one expert,
+which then answers it exactly as it would alone; a batch is split by expert.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import MixtureError
+from modelglue.evaluate.huggingface import BatchSize, HuggingFaceModel
+from modelglue.evaluate.model import Likelihood
+from modelglue.journal import write_json
+from modelglue.mixture.features import Encoder, Feature, open_encoder
+from modelglue.mixture.folder import copy_files, model_files, whole_folder
+from modelglue.mixture.manifest import FILE, ExpertEntry, Manifest, read_manifest
+from modelglue.mixture.router import LinearRouter
+
+ROUTER_FILE = "router.safetensors"
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A checkpoint that goes into a bundle: a local folder, and in words why it is in."""
+
+    name: str
+    path: Path
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a prompt goes.
+
+    Args:
+        expert: the place of the chosen expert in `Bundle.experts`; ties go to the first.
+        probabilities: of every expert; they sum to 1.
+    """
+
+    expert: int
+    probabilities: tuple[float, ...]
+
+
+def write_bundle(
+    out: Path,
+    experts: Sequence[Expert],
+    router: LinearRouter,
+    *,
+    encoder: int,
+    feature: Feature,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a bundle, whole or not at all; the experts are copied byte for byte.
+
+    Args:
+        encoder: which expert the router's features were taken from, its place in `experts`.
+        details: how the router was made and how it fared, noted in `mixture.json`.
+
+    Raises:
+        OutputExists: `out` is taken.
+        OutOfSpace: the disk can't hold the experts.
+        MixtureError: the router is for another number of experts, or two share a name.
+    """
+    names = [expert.name for expert in experts]
+    if len(set(names)) < len(names):
+        raise MixtureError(f"experts must have different names, and are {', '.join(names)}")
+    if len(router.weight) != len(experts):
+        raise MixtureError(f"the router knows {len(router.weight)} experts of {len(experts)}")
+    entries = []
+    for i, expert in enumerate(experts):
+        with Checkpoint.open(expert.path) as checkpoint:
+            fingerprint = checkpoint.fingerprint()
+        entries.append(ExpertEntry(expert.name, f"experts/{i}", fingerprint, expert.reason))
+    files = [model_files(expert.path) for expert in experts]
+    nbytes = sum(
+        (expert.path / name).stat().st_size
+        for expert, names_of in zip(experts, files, strict=True)
+        for name in names_of
+    )
+    with whole_folder(out, nbytes=nbytes) as folder:
+        for expert, entry, names_of in zip(experts, entries, files, strict=True):
+            copy_files(names_of, expert.path, folder / entry.path)
+        tensors = {"weight": router.weight, "bias": router.bias}
+        save_file(
+            {name: tensor.float().contiguous() for name, tensor in tensors.items()},
+            folder / ROUTER_FILE,
+        )
+        manifest = Manifest(tuple(entries), encoder, feature, dict(details or {}))
+        write_json(folder / FILE, manifest.to_json())
+
+
+class Bundle:
+    """A mixture that answers like any other model; made by `Bundle.load`.
+
+    Experts are loaded when the first prompt goes to them, and stay.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        router: LinearRouter,
+        encoder: Encoder,
+        load_expert: Callable[[Path], HuggingFaceModel],
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.router = router
+        self._encoder = encoder
+        self._load_expert = load_expert
+        self._loaded: dict[int, HuggingFaceModel] = {}
+        self._sizes = []
+        for entry in manifest.experts:
+            with Checkpoint.open(path / entry.path) as checkpoint:
+                self._sizes.append(checkpoint.parameters)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        batch_size: BatchSize = "auto",
+    ) -> "Bundle":
+        """Open the bundle in the folder `path`; no expert is loaded yet.
+
+        Raises:
+            MixtureError: `mixture.json` or the router is damaged, an expert is missing or lies
+                outside the folder.
+            CheckpointError: an expert's files are damaged.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        encoder = open_encoder(
+            folder / manifest.experts[manifest.encoder].path, manifest.feature, device=device
+        )
+        router = _read_router(folder, len(manifest.experts), encoder.hidden_size)
+
+        def load_expert(place: Path) -> HuggingFaceModel:
+            return HuggingFaceModel.load(place, device=device, dtype=dtype, batch_size=batch_size)
+
+        return cls(folder, manifest, router, encoder, load_expert)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names, in the order that routes refer to."""
+        return tuple(entry.name for entry in self.manifest.experts)
+
+    @property
+    def parameters_stored(self) -> int:
+        """Of all experts and the router; the encoder is one of the experts."""
+        return sum(self._sizes) + self._router_size
+
+    @property
+    def parameters_active(self) -> int:
+        """What the dearest prompt takes: the encoder's part, the router, the largest expert."""
+        return max(self._sizes) + self._encoder.parameters + self._router_size
+
+    def route(self, prompts: Sequence[str]) -> list[Route]:
+        """The expert for each prompt; a prompt's route does not depend on the others."""
+        probabilities = self.router.probabilities(self._encoder.features(prompts))
+        return [
+            Route(int(row.argmax()), tuple(float(value) for value in row)) for row in probabilities
+        ]
+
+    def expert(self, index: int) -> HuggingFaceModel:
+        """An expert by its place, loaded if it is not yet."""
+        if index not in self._loaded:
+            folder = self.path / self.manifest.experts[index].path
+            self._loaded[index] = self._load_expert(folder)
+        return self._loaded[index]
+
+    def loglikelihoods(
+        self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """The likelihood of each continuation by the expert that its context goes to."""
+
+        def ask(expert: HuggingFaceModel, chosen: Sequence[int]) -> list[list[Likelihood]]:
+            return expert.loglikelihoods(
+                [contexts[i] for i in chosen], [continuations[i] for i in chosen]
+            )
+
+        return self._by_expert(contexts, ask)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Complete each prompt by the expert that it goes to; see `LanguageModel.generate`."""
+
+        def ask(expert: HuggingFaceModel, chosen: Sequence[int]) -> list[str]:
+            return expert.generate(
+                [prompts[i] for i in chosen],
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+            )
+
+        return self._by_expert(prompts, ask)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """The next turn of a conversation.
+
+        Routed on what was said, without roles or markup (experts' templates differ); the chosen
+        expert then sees the conversation through its own template and tokenizer.
+
+        Args:
+            messages: `{"role": …, "content": …}`, oldest first.
+
+        Raises:
+            MixtureError: the chosen expert has no chat template.
+        """
+        text = "\n".join(message["content"] for message in messages)
+        index = self.route([text])[0].expert
+        expert = self.expert(index)
+        if not expert.tokenizer.chat_template:
+            raise MixtureError(
+                f"the conversation goes to expert {self.experts[index]!r}, whose tokenizer has no "
+                "chat template; complete its text with `generate`, or add a chat_template.jinja"
+            )
+        return expert.generate(
+            [expert.chat(messages)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )[0]
+
+    def verify(self) -> None:
+        """Compare every expert's content with what was bundled; reads every byte.
+
+        Raises:
+            MixtureError: an expert was changed.
+        """
+        for entry in self.manifest.experts:
+            with Checkpoint.open(self.path / entry.path) as checkpoint:
+                if checkpoint.fingerprint() != entry.fingerprint:
+                    raise MixtureError(
+                        f"{self.path}: expert {entry.name!r} is not what was bundled; "
+                        f"{entry.path} was changed. Make the mixture again"
+                    )
+
+    @property
+    def _router_size(self) -> int:
+        return self.router.weight.numel() + self.router.bias.numel()
+
+    def _by_expert(
+        self,
+        prompts: Sequence[str],
+        ask: Callable[[HuggingFaceModel, Sequence[int]], Sequence[Answer]],
+    ) -> list[Answer]:
+        """Let each expert answer its share at once; answers come back in the prompts' order."""
+        routes = [route.expert for route in self.route(prompts)]
+        answers: dict[int, Answer] = {}
+        for index in sorted(set(routes)):
+            chosen = [i for i, expert in enumerate(routes) if expert == index]
+            answers.update(zip(chosen, ask(self.expert(index), chosen), strict=True))
+        return [answers[i] for i in range(len(prompts))]
+
+
+def _read_router(folder: Path, experts: int, features: int) -> LinearRouter:
+    path = folder / ROUTER_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MixtureError(f"{path} can't be read: {error}") from None
+    wanted = {"weight": (experts, features), "bias": (experts,)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        raise MixtureError(
+            f"{path}: holds {found}; {experts} experts and an encoder of width {features} "
+            f"need {wanted}"
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise MixtureError(f"{path}: holds NaN or infinity")
+    return LinearRouter(tensors["weight"], tensors["bias"])

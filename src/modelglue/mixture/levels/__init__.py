@@ -1,1 +1,0 @@
-"""Mixture levels: one file each, found by discovery."""
