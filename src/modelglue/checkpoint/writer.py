@@ -1,0 +1,316 @@
+"""A model folder that appears whole or not at all.
+
+The layout is known first, so headers are written and space is taken at once, and every tensor has
+its final place: rows may then come in any order and from any thread. Work goes on in a hidden
+folder beside the target; `commit` makes it durable and renames it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from modelglue.checkpoint.coverage import Coverage
+from modelglue.checkpoint.layout import Shard, plan_shards
+from modelglue.checkpoint.reader import tensor_bytes
+from modelglue.checkpoint.spec import TensorSpec, dtype_name
+from modelglue.checkpoint.staging import Staging
+from modelglue.errors import OutOfSpace, OutputExists
+from modelglue.journal import sync_folder
+
+if TYPE_CHECKING:
+    import torch
+
+# What belongs to a model beside its weights and its configuration.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "tekken.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+class CheckpointWriter:
+    """Writes one checkpoint; a context manager that leaves nothing behind unless committed.
+
+    Args:
+        out: the folder to make. It must not be there.
+        layout: name → (dtype as safetensors calls it, shape), in the order to be stored.
+        max_shard_bytes: shards are planned as transformers does, 5 GB each.
+        metadata: of every file's header; {"format": "pt"} is always in it.
+
+    Raises:
+        OutputExists: `out` is there already.
+        OutOfSpace: the disk cannot hold the checkpoint.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        layout: Mapping[str, tuple[str, tuple[int, ...]]],
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.out = Path(out)
+        self._shards = plan_shards(layout, max_shard_bytes, {"format": "pt", **(metadata or {})})
+        self._coverage = Coverage({name: spec.nbytes for name, spec in self._specs()})
+        self._places: dict[str, tuple[int, TensorSpec]] = {}
+        self._descriptors: list[int] = []
+        self._staging: Staging | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights will take on disk, headers included."""
+        return sum(shard.nbytes for shard in self._shards)
+
+    def __enter__(self) -> Self:
+        if os.path.lexists(self.out):
+            self._refuse_existing()
+        self._staging = Staging(self.out)
+        try:
+            self._preallocate(self._staging.folder)
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._abandon()
+
+    def write(self, name: str, tensor: torch.Tensor, *, start_row: int = 0) -> None:
+        """Write rows of a tensor (all of them, or some from `start_row` on), from any thread.
+
+        Args:
+            name: of the tensor in the layout.
+            tensor: [rows, *shape[1:]] in the layout's dtype.
+            start_row: where along dimension 0 the first of the rows belongs.
+        """
+        _, spec = self._place(name)
+        dtype = dtype_name(tensor.dtype)
+        if dtype != spec.dtype:
+            raise ValueError(f"{name}: {dtype} was given, the layout says {spec.dtype}")
+        if tuple(tensor.shape[1:]) != spec.shape[1:] or tensor.dim() != len(spec.shape):
+            raise ValueError(
+                f"{name}: rows of shape {tuple(tensor.shape)} do not fit into {spec.shape}"
+            )
+        dense = tensor.detach().cpu().contiguous()
+        self.write_bytes(name, tensor_bytes(dense), start=start_row * spec.row_nbytes)
+
+    def write_bytes(self, name: str, data: memoryview | bytes, *, start: int = 0) -> None:
+        """Write the tensor's bytes from byte `start` on, from any thread."""
+        descriptor, spec = self._place(name)
+        view = memoryview(data).cast("B")
+        end = start + len(view)
+        if start < 0 or end > spec.nbytes:
+            raise ValueError(f"{name}: bytes {start} to {end} lie outside of its {spec.nbytes}")
+        self._pwrite(descriptor, view, spec.offset + start)
+        # Only now: what failed to be written is still missing.
+        self._coverage.add(name, start, end)
+
+    def commit(
+        self,
+        *,
+        config: Mapping[str, Any],
+        files_from: Path | None = None,
+        card: str | None = None,
+        extra: Mapping[str, str | bytes] | None = None,
+    ) -> Path:
+        """Make the checkpoint durable and give it its name.
+
+        Args:
+            config: for `config.json`.
+            files_from: a model folder whose tokenizer files, chat template and generation
+                configuration are copied.
+            card: the text of `README.md`.
+            extra: further files by name; they replace copied ones.
+
+        Returns:
+            The finished folder.
+
+        Raises:
+            ValueError: a byte of a tensor was not written.
+            OutputExists: another process made `out` in the meantime.
+            OutOfSpace: the disk is full.
+        """
+        if self._staging is None:
+            raise ValueError("the writer is not open: use it in a with statement, commit once")
+        missing = self._coverage.missing()
+        if missing:
+            raise ValueError(f"cannot commit {self.out}: {missing}")
+        folder = self._staging.folder
+        try:
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            for name, data in self._beside(config, files_from, card, extra).items():
+                _write_durably(folder / name, data)
+            for inner in {path.parent for path in folder.rglob("*")}:
+                sync_folder(inner)
+        except OSError as error:
+            self._raise(error)
+        self._close()
+        try:
+            self._staging.rename(self.out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                self._refuse_existing()
+            self._raise(error)
+        self._staging = None
+        return self.out
+
+    def _specs(self) -> list[tuple[str, TensorSpec]]:
+        return [(spec.name, spec) for shard in self._shards for spec in shard.tensors]
+
+    def _place(self, name: str) -> tuple[int, TensorSpec]:
+        if self._staging is None:
+            raise ValueError("the writer is not open: write inside its with statement")
+        if name not in self._places:
+            raise ValueError(f"{name} is not in the layout")
+        return self._places[name]
+
+    def _preallocate(self, folder: Path) -> None:
+        free = shutil.disk_usage(folder).free
+        if self.nbytes > free:
+            raise OutOfSpace(
+                f"{self.out} will take {self.nbytes:,} bytes, and {folder.parent} has {free:,} "
+                "free. Make room or write elsewhere."
+            )
+        try:
+            for shard in self._shards:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                descriptor = os.open(folder / shard.name, flags, 0o666)
+                self._descriptors.append(descriptor)
+                _allocate(descriptor, shard.nbytes)
+                self._pwrite(descriptor, memoryview(shard.header), 0)
+                self._places.update({spec.name: (descriptor, spec) for spec in shard.tensors})
+        except OSError as error:
+            self._raise(error)
+
+    def _pwrite(self, descriptor: int, view: memoryview, offset: int) -> None:
+        try:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(descriptor, view[done:], offset + done)
+        except OSError as error:
+            self._raise(error)
+
+    def _beside(
+        self,
+        config: Mapping[str, Any],
+        files_from: Path | None,
+        card: str | None,
+        extra: Mapping[str, str | bytes] | None,
+    ) -> dict[str, str | bytes]:
+        files: dict[str, str | bytes] = {}
+        if files_from is not None:
+            files.update(companions(files_from, code="auto_map" in config))
+        if len(self._shards) > 1:
+            files["model.safetensors.index.json"] = _json(_index(self._shards))
+        if card is not None:
+            files["README.md"] = card
+        files.update(extra or {})
+        # Last, so that even the hidden folder is no model before everything else is in it.
+        files.pop("config.json", None)
+        files["config.json"] = _json(dict(config))
+        return files
+
+    def _refuse_existing(self) -> NoReturn:
+        raise OutputExists(f"{self.out} is there already. Remove it or choose another name.")
+
+    def _raise(self, error: OSError) -> NoReturn:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutOfSpace(
+                f"{self.out}: the disk is full ({error.strerror}). Nothing was left behind."
+            ) from error
+        raise error
+
+    def _close(self) -> None:
+        with self._lock:
+            self._places = {}
+            while self._descriptors:
+                os.close(self._descriptors.pop())
+
+    def _abandon(self) -> None:
+        self._close()
+        if self._staging is not None:
+            self._staging.remove()
+            self._staging = None
+
+
+def companions(folder: Path, *, code: bool = False) -> dict[str, bytes]:
+    """The tokenizer files, chat templates and generation configuration of a model folder.
+
+    Args:
+        folder: of the model.
+        code: also the Python files that a configuration with `auto_map` names.
+
+    Returns:
+        Contents by path relative to the folder.
+    """
+    found: dict[str, bytes] = {}
+    wanted = [folder / name for name in COMPANIONS]
+    if code:
+        wanted += sorted(folder.glob("*.py"))
+    for path in wanted:
+        inner = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found.update({str(p.relative_to(folder)): p.read_bytes() for p in inner if p.is_file()})
+    return found
+
+
+def _allocate(descriptor: int, nbytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(descriptor, nbytes)
+
+
+def _write_durably(path: Path, data: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _index(shards: list[Shard]) -> dict[str, Any]:
+    specs = [(shard.name, spec) for shard in shards for spec in shard.tensors]
+    return {
+        "metadata": {
+            "total_parameters": sum(spec.numel for _, spec in specs),
+            "total_size": sum(spec.nbytes for _, spec in specs),
+        },
+        "weight_map": {spec.name: shard for shard, spec in sorted(specs, key=lambda s: s[1].name)},
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
