@@ -26,7 +26,7 @@ FRAMES = "In the map each family has a frame, and models stand in the order of t
 SEARCH = (
     "Each search starts from the best single model of a family and lets the others come up one by "
     "one: a candidate stays if the best mixture found with it scores higher on the search items. "
-    "A mixture c : 1 − c keeps c of what stood before."
+    "A mixture c : 1\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}c keeps c of what stood before."
 )
 ROUTING = (
     "How many report items of each task the router sent to each expert. It sees the prompt alone, "

@@ -182,7 +182,8 @@ def _score_range(shown: Sequence[SearchStep]) -> tuple[float, float, list[float]
 
 def short(name: str, most: int = 26) -> str:
     """A name cut in its middle: what tells models apart often stands at the end."""
-    return name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
+    head = most // 2 - 3
+    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"
 
 
 def _percent(value: float, low: float, high: float) -> str:
