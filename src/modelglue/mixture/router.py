@@ -29,7 +29,7 @@ class LinearRouter:
     shrinkage: float | None = None
 
     def logits(self, features: Tensor) -> Tensor:
-        """[prompts, features] → [prompts, experts], in fp64, so that batching changes nothing."""
+        """[prompts, features] → [prompts, experts], in fp64: no tie by rounding."""
         return features.double() @ self.weight.double().T + self.bias.double()
 
     def probabilities(self, features: Tensor) -> Tensor:
@@ -161,10 +161,11 @@ def _solve(centred: Tensor, shrinkage: float, right: Tensor) -> Tensor:
     if features <= count:
         covariance = share * (centred.T @ centred)
         covariance.diagonal().add_(sphere)
-        return torch.linalg.solve(covariance, right)
+        solved: Tensor = torch.linalg.solve(covariance, right)
+        return solved
     inner = share * (centred @ centred.T)
     inner.diagonal().add_(sphere)
-    inside = torch.linalg.solve(inner, centred @ right)
+    inside: Tensor = torch.linalg.solve(inner, centred @ right)
     return (right - share * (centred.T @ inside)) / sphere  # Woodbury's identity
 
 

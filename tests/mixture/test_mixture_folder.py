@@ -1,0 +1,112 @@
+"""A folder appears whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from modelglue.errors import OutOfSpace, OutputExists
+from modelglue.mixture.folder import copy_files, model_files, whole_folder
+
+
+def test_the_folder_appears_when_the_block_ends(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with whole_folder(out, nbytes=0) as folder:
+        (folder / "a").write_text("x")
+        assert not out.exists()
+    assert (out / "a").read_text() == "x"
+    assert os.listdir(out.parent) == ["out"]
+
+
+def fill_and_fail(out):
+    with whole_folder(out, nbytes=0) as folder:
+        (folder / "a").write_text("x")
+        raise ZeroDivisionError
+
+
+def test_an_exception_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fill_and_fail(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(OutputExists, match="out is there"),
+        whole_folder(tmp_path / "out", nbytes=0),
+    ):
+        pytest.fail("the block was entered")
+
+
+def test_what_appeared_meanwhile_is_not_overwritten(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(OutputExists), whole_folder(out, nbytes=0):
+        out.write_text("theirs")
+    assert os.listdir(tmp_path) == ["out"]
+    assert out.read_text() == "theirs"
+
+
+def test_too_little_space_is_known_beforehand(tmp_path):
+    with pytest.raises(OutOfSpace, match="GB free"), whole_folder(tmp_path / "out", nbytes=1 << 60):
+        pytest.fail("the block was entered")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    process = os.fork()
+    if process == 0:
+        os._exit(0)
+    os.waitpid(process, 0)
+    (tmp_path / f".out.{process}.tmp").mkdir()
+    ours = tmp_path / f".out.{os.getppid()}.tmp"
+    ours.mkdir()
+    with whole_folder(tmp_path / "out", nbytes=0):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [ours.name, "out"]
+
+
+def test_copies_are_equal_byte_for_byte_with_links_followed(tmp_path):
+    source = tmp_path / "source"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ x }}")
+    (source / "checkpoint-500").mkdir()
+    (source / "checkpoint-500" / "optimizer.pt").write_text("not the model")
+    (tmp_path / "blob").write_bytes(os.urandom(100_000))
+    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+    (source / ".lock").touch()
+    (source / "empty").touch()
+
+    files = model_files(source)
+    copy_files(files, source, tmp_path / "target")
+
+    assert [str(file) for file in files] == [
+        "additional_chat_templates/tools.jinja",
+        "empty",
+        "model.safetensors",
+    ]
+    for file in files:
+        assert (tmp_path / "target" / file).read_bytes() == (source / file).read_bytes()
+    assert not (tmp_path / "target" / "model.safetensors").is_symlink()
+
+
+def test_a_file_system_that_cannot_copy_by_itself_is_served(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(os.urandom(100_000))
+    copy_files(model_files(tmp_path / "a"), tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "x").read_bytes() == (tmp_path / "a" / "x").read_bytes()
+
+
+def test_a_full_disk_is_not_mistaken_for_one_that_cannot_copy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"x")
+    with pytest.raises(OSError, match="full"):
+        copy_files(model_files(tmp_path / "a"), tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,155 @@
+"""From checkpoints and prompts to a bundle."""
+
+import os
+
+import pytest
+from mixture_samples import PROMPTS, QUESTIONS, RIGHT
+
+from modelglue.errors import CheckpointNotFound, MixtureError, OutputExists, UnknownName
+from modelglue.mixture import mix as mix_module
+from modelglue.mixture.bundle import Bundle
+from modelglue.mixture.features import Feature
+from modelglue.mixture.mix import mix
+
+
+def routes(path):
+    return [route.expert for route in Bundle.load(path).route(QUESTIONS)]
+
+
+def test_the_summary_says_how_the_router_was_made_and_how_it_fares(tmp_path, experts):
+    summary = mix(experts, PROMPTS, tmp_path / "out")
+    assert summary.path == tmp_path / "out"
+    assert summary.experts == tuple(PROMPTS)
+    assert summary.encoder in PROMPTS
+    assert summary.initialisation == "discriminant"
+    assert 0 < summary.shrinkage <= 1
+    assert 1 <= summary.condition < float("inf")
+    assert sum(map(sum, summary.validation.counts)) == sum(map(len, PROMPTS.values()))
+    assert summary.validation.accuracy > 0.9
+
+
+@pytest.mark.parametrize("initialisation", ["discriminant", "mean_difference"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_every_initialisation_and_layer_routes_plain_cases(
+    tmp_path, experts, initialisation, layer
+):
+    feature = Feature(layer=layer)
+    mix(experts, PROMPTS, tmp_path / "out", feature=feature, initialisation=initialisation)
+    assert routes(tmp_path / "out") == RIGHT
+
+
+def test_permuting_the_experts_permutes_the_routes(tmp_path, experts):
+    order = ["signs", "numbers", "words"]
+    mix({name: experts[name] for name in order}, PROMPTS, tmp_path / "out")
+    names = list(PROMPTS)
+    assert [order[i] for i in routes(tmp_path / "out")] == [names[i] for i in RIGHT]
+    assert Bundle.load(tmp_path / "out").experts == tuple(order)
+
+
+def test_a_named_encoder_is_used(tmp_path, experts):
+    for name in experts:
+        summary = mix(experts, PROMPTS, tmp_path / name, encoder=name)
+        assert summary.encoder == name
+        assert routes(tmp_path / name) == RIGHT
+
+
+def test_encoders_are_opened_one_at_a_time(tmp_path, experts, monkeypatch):
+    alive, most = 0, 0
+    open_encoder = mix_module.open_encoder
+
+    class Counted:
+        def __init__(self, *arguments, **options):
+            nonlocal alive, most
+            self.encoder = open_encoder(*arguments, **options)
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+        def features(self, prompts):
+            return self.encoder.features(prompts)
+
+    monkeypatch.setattr(mix_module, "open_encoder", Counted)
+    mix(experts, PROMPTS, tmp_path / "out")
+    assert (alive, most) == (0, 1)
+
+
+def test_repeated_prompts_count_once(tmp_path, experts):
+    repeated = {name: [*texts, *texts] for name, texts in PROMPTS.items()}
+    mix(experts, repeated, tmp_path / "a")
+    mix(experts, PROMPTS, tmp_path / "b")
+    for name in ("mixture.json", "router.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_negatives_turn_prompts_away(tmp_path, experts):
+    # Upper-case letters are nobody's own; unless told otherwise they go to the words.
+    prompts = {"numbers": PROMPTS["numbers"], "words": PROMPTS["words"]}
+    two = {name: experts[name] for name in prompts}
+    shouts = ["HOUSE TREE", "RIVER", "STONE CLOUD", "LAMP", "WINDOW", "SEA AND LAND"]
+    asked = ["MOUNTAIN", "CLOUD HOUSE"]
+    mix(two, prompts, tmp_path / "plain")
+    mix(two, prompts, tmp_path / "told", negatives={"words": [*shouts, *prompts["numbers"]]})
+    before = Bundle.load(tmp_path / "plain").route(asked)
+    after = Bundle.load(tmp_path / "told").route(asked)
+    for old, new in zip(before, after, strict=True):
+        assert new.probabilities[1] < old.probabilities[1]
+
+
+def test_one_expert_is_a_mixture_too(tmp_path, experts):
+    one = {"words": experts["words"]}
+    summary = mix(one, {"words": PROMPTS["words"]}, tmp_path / "out")
+    assert summary.validation is None
+    assert routes(tmp_path / "out") == [0] * len(QUESTIONS)
+
+
+def test_one_prompt_an_expert_is_enough(tmp_path, experts):
+    summary = mix(experts, {name: texts[:1] for name, texts in PROMPTS.items()}, tmp_path / "out")
+    assert summary.validation is None
+
+
+def test_experts_that_nothing_tells_apart_show_in_the_condition(tmp_path, experts):
+    same = dict.fromkeys(experts, PROMPTS["words"])
+    summary = mix(experts, same, tmp_path / "out")
+    assert summary.condition == float("inf")
+    assert summary.validation.accuracy < 0.7
+    Bundle.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": {"numbers": ["1"], "words": ["a"]}}, "prompts: none for signs"),
+        ({"prompts": {**PROMPTS, "word": ["a"]}}, "prompts: 'word' .* did you mean \"words\""),
+        ({"prompts": {**PROMPTS, "words": []}}, "prompts: 'words' has none"),
+        ({"prompts": {**PROMPTS, "words": ["", " "]}}, "prompts: 'words' has none"),
+        ({"negatives": {"nobody": ["a"]}}, "negatives: 'nobody' is no expert"),
+        ({"negatives": {"words": []}}, "negatives: 'words' has none"),
+        ({"encoder": "number"}, "encoder 'number' .* did you mean \"numbers\""),
+        ({"experts": {}, "prompts": {}}, "at least one expert"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, experts, change, message):
+    given = {"experts": experts, "prompts": PROMPTS, "out": tmp_path / "out", **change}
+    with pytest.raises(MixtureError, match=message):
+        mix(**given)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_misspelled_initialisation_is_named(tmp_path, experts):
+    with pytest.raises(UnknownName, match='did you mean "discriminant"'):
+        mix(experts, PROMPTS, tmp_path / "out", initialisation="discriminent")
+
+
+def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExists):
+        mix({"a": tmp_path / "nothing"}, {"a": ["x"]}, tmp_path / "out")
+
+
+def test_a_missing_expert_leaves_nothing_behind(tmp_path, experts):
+    with pytest.raises(CheckpointNotFound):
+        mix({**experts, "signs": tmp_path / "nothing"}, PROMPTS, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
