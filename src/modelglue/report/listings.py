@@ -11,7 +11,7 @@ from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval
 from modelglue.report import words
 from modelglue.report.markup import clean
-from modelglue.report.terminal import _table as table_of
+from modelglue.report.terminal import table_of
 
 MAX_TENSORS = 24
 

@@ -39,7 +39,7 @@ def final_tables(report: RunReport) -> list[Table]:
     beside = tasks if len(tasks) <= 3 else []
     others = words.other_singles(report)
     shown = words.contestants(report) + others[:MAX_SINGLES]
-    table = _table("Final table (report items, out of 100)", ["Contestant"])
+    table = table_of("Final table (report items, out of 100)", ["Contestant"])
     titles: list[str | Text] = ["Average", "Difference", *map(_short, beside), "Stored", "Active"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
@@ -53,7 +53,7 @@ def final_tables(report: RunReport) -> list[Table]:
     tables = [table]
     for start in range(0, len(tasks) if not beside else 0, 7):
         chunk = tasks[start : start + 7]
-        table = _table("Scores by task", ["Contestant"])
+        table = table_of("Scores by task", ["Contestant"])
         for task in chunk:
             table.add_column(_short(task), justify="right", no_wrap=True)
         for row in shown:
@@ -65,7 +65,7 @@ def final_tables(report: RunReport) -> list[Table]:
 
 def fates_table(report: RunReport) -> Table:
     """What became of each model, with its coefficient and why."""
-    table = _table("What became of each model", ["Model"])
+    table = table_of("What became of each model", ["Model"])
     table.add_column("Fate", no_wrap=True)
     for title in ("Family", "Weight", "Search"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -84,7 +84,7 @@ def fates_table(report: RunReport) -> Table:
 
 def families_table(similarity: SimilarityMap) -> Table:
     """The families, each with its loosest pair and its nearest stranger."""
-    table = _table(f"Families at threshold {similarity.threshold:g}", [])
+    table = table_of(f"Families at threshold {similarity.threshold:g}", [])
     table.add_column("Family", justify="right", no_wrap=True)
     table.add_column("Models", overflow="fold", ratio=1)
     table.add_column("Lowest inside", justify="right", no_wrap=True)
@@ -101,7 +101,7 @@ def families_table(similarity: SimilarityMap) -> Table:
 
 def reasons_table(similarity: SimilarityMap, *, most: int = 40) -> Table:
     """Why pairs of models are not in one family."""
-    table = _table("Not mergeable", ["Model", "Model", "Why"])
+    table = table_of("Not mergeable", ["Model", "Model", "Why"])
     for reason in similarity.reasons[:most]:
         table.add_row(*(Text(clean(part)) for part in (reason.a, reason.b, reason.reason)))
     rest = len(similarity.reasons) - most
@@ -113,7 +113,9 @@ def reasons_table(similarity: SimilarityMap, *, most: int = 40) -> Table:
 def search_table(path: SearchPath) -> Table:
     """A search's path: who came up, in what mixture, what it gained."""
     won = " ★ the winner" if path.winner else ""
-    table = _table(f"{words.strategy(path.strategy)}, family {words.family(path.family)}{won}", [])
+    table = table_of(
+        f"{words.strategy(path.strategy)}, family {words.family(path.family)}{won}", []
+    )
     table.add_column("Step", justify="right", no_wrap=True)
     table.add_column("Candidate", overflow="fold", max_width=34)
     for title in ("Mixture", "Score", "Gain"):
@@ -139,7 +141,7 @@ def routing_tables(report: RunReport) -> list[Table]:
         return []
     tables = []
     for start in range(0, len(routing.experts), 6):
-        table = _table("Routing (report items by expert)", ["Task"])
+        table = table_of("Routing (report items by expert)", ["Task"])
         for expert in routing.experts[start : start + 6]:
             table.add_column(Text(clean(expert)), justify="right", overflow="fold", max_width=12)
         for task, counts in zip(routing.tasks, routing.counts, strict=True):
@@ -148,7 +150,8 @@ def routing_tables(report: RunReport) -> list[Table]:
     return tables
 
 
-def _table(title: str, names: Sequence[str]) -> Table:
+def table_of(title: str, names: Sequence[str]) -> Table:
+    """An empty table in the house's style, with these columns."""
     table = Table(
         title=Text(clean(title), style="bold"),
         title_justify="left",
