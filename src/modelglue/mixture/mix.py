@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,13 @@ def mix(
     if encoder is not None and encoder not in experts:
         raise MixtureError(f"encoder {encoder!r} is no expert{nearest(encoder, experts)}")
     feature = feature or Feature()
-    with ExitStack() as stack:
-        folders = {name: _folder_of(ref, out, stack) for name, ref in experts.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Where adapters become models; experts that are plain folders are read where they are.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        folders = {}
+        for i, (name, ref) in enumerate(experts.items()):
+            with open_checkpoint(ref) as checkpoint:
+                folders[name] = materialise(checkpoint, Path(beside) / str(i))
         candidates = [
             _fit(
                 name,
@@ -183,14 +187,6 @@ def _checked_prompts(
         if not any(text.strip() for text in own):
             raise MixtureError(f"{word}: {name!r} has none; give at least one text")
     return texts
-
-
-def _folder_of(ref: str | Path, out: Path, stack: ExitStack) -> Path:
-    """The local folder of a reference; an adapter is merged into one beside `out` for a while."""
-    checkpoint = stack.enter_context(open_checkpoint(ref))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    return materialise(checkpoint, Path(stack.enter_context(beside)) / "model")
 
 
 def _details(summary: MixtureSummary) -> dict[str, Any]:
