@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modelglue.checkpoint.staging import Staging
 from modelglue.errors import OutOfSpace, OutputExists
 from modelglue.journal import sync_folder
 
@@ -19,7 +20,7 @@ _PIECE = 1 << 26
 def whole_folder(out: Path, *, nbytes: int) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well.
 
-    On an exception nothing stays. What a killed process left beside `out` is cleared away.
+    On an exception nothing stays; what a killed process left is cleared by the next one.
 
     Args:
         out: must not be there yet; its parent is made.
@@ -30,26 +31,23 @@ def whole_folder(out: Path, *, nbytes: int) -> Iterator[Path]:
         OutOfSpace: the disk can't hold it.
     """
     require_absent(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(out)
-    free = shutil.disk_usage(out.parent).free
-    if nbytes > free:
-        raise OutOfSpace(
-            f"{out} needs {nbytes / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free"
-        )
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    beside.mkdir()
+    staging = Staging(out)
     try:
-        yield beside
-        for folder, _, names in os.walk(beside):
+        free = shutil.disk_usage(staging.folder).free
+        if nbytes > free:
+            raise OutOfSpace(
+                f"{out} needs {nbytes / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free"
+            )
+        yield staging.folder
+        for folder, _, names in os.walk(staging.folder):
             for name in names:
                 _sync_file(Path(folder, name))
             sync_folder(Path(folder))
         require_absent(out)
-        beside.rename(out)
-        sync_folder(out.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        staging.rename(out)
+    except BaseException:
+        staging.remove()
+        raise
 
 
 def require_absent(out: Path) -> None:
@@ -93,20 +91,3 @@ def _copy(source: Path, target: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _clear_leftovers(out: Path) -> None:
-    for path in out.parent.glob(f".{out.name}.*.tmp"):
-        owner = path.name[len(out.name) + 2 : -len(".tmp")]
-        if owner.isdigit() and not _runs(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
