@@ -59,9 +59,9 @@ def _run(program: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     finally:
         ours.close()
         os.close(output)
-        _remove(home)
+        _empty(settings["scratch"])
     outcome = watch.outcome(code, seconds)
-    outcome["clean"] = not os.path.lexists(home)
+    outcome["clean"] = not os.listdir(settings["scratch"])
     return outcome
 
 
@@ -177,6 +177,16 @@ def _kill_and_reap(pid: int, *, alone: bool) -> tuple[int, float]:
             while True:
                 os.waitpid(-1, 0)
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+
+
+def _empty(folder: str) -> None:
+    """Delete what a program left: it may have written beside its own folder, too."""
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry.path)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
 
 
 def _remove(folder: str) -> None:

@@ -1,0 +1,153 @@
+"""Which sandbox is chosen, and that none is trusted unseen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from modelglue.errors import SandboxUnavailable
+from modelglue.evaluate.sandbox import Limits, Outcome, Program, bubblewrap, interpreter, probe
+from modelglue.evaluate.sandbox.inside import landlock, seccomp
+from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS
+from modelglue.evaluate.sandbox.landlock import Landlock
+from modelglue.evaluate.sandbox.probing import check
+from modelglue.evaluate.sandbox.unprotected import Unprotected
+
+
+@pytest.fixture
+def no_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bubblewrap.shutil, "which", lambda name: None)
+
+
+@pytest.fixture
+def no_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "version", lambda: 0)
+
+
+def test_landlock_is_offered_exactly_where_the_kernel_has_it() -> None:
+    if landlock.version() and seccomp.supported():
+        assert Landlock().name == "landlock"
+    else:
+        with pytest.raises(SandboxUnavailable, match="landlock"):
+            Landlock()
+
+
+@pytest.mark.usefixtures("no_bubblewrap")
+def test_without_bubblewrap_landlock_is_taken_where_there_is_one() -> None:
+    try:
+        name = probe().name
+    except SandboxUnavailable as error:
+        name = str(error)
+    assert name == "landlock" if landlock.version() else "this kernel offers no landlock" in name
+
+
+@pytest.mark.usefixtures("no_bubblewrap", "no_landlock")
+def test_without_any_protection_code_is_refused_with_a_way_out() -> None:
+    with pytest.raises(SandboxUnavailable) as caught:
+        probe()
+    for words in ("no bwrap on the path", "no landlock", "apt install bubblewrap", "--unsafe-code"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_bubblewrap", "no_landlock")
+def test_the_users_word_allows_unprotected_code() -> None:
+    assert probe(unsafe=True).name == "unprotected"
+
+
+def test_a_bubblewrap_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # root starts it as a stranger
+    monkeypatch.setattr(bubblewrap.shutil, "which", lambda name: str(broken))
+    with pytest.raises(SandboxUnavailable, match="No permissions to create new namespace"):
+        check(bubblewrap.Bubblewrap())
+
+
+def test_a_sandbox_that_lets_attacks_through_is_refused() -> None:
+    with pytest.raises(SandboxUnavailable, match="does not stop: read the caller's files, write"):
+        check(Unprotected())
+
+
+def test_a_sandbox_that_fails_everything_is_refused() -> None:
+    class Refusing:
+        name = "refusing"
+
+        def run(
+            self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS
+        ) -> list[Outcome]:
+            return [Outcome(False, "failed", "no") for _ in programs]
+
+    with pytest.raises(SandboxUnavailable, match="fails a correct program"):
+        check(Refusing())
+
+
+def test_javascript_passes_and_fails_by_its_assertions() -> None:
+    sources = [
+        "const add = (a, b) => a + b;\nconsole.assert(add(1, 2) === 3)",
+        "console.assert(1 === 2)",
+        "require('assert').strictEqual(1, 2)",
+        "process.exit(0)",
+        "process.reallyExit(0)",
+        "setTimeout(() => { throw new Error('late') }, 1)",
+        "Promise.reject(new Error('unheard'))",
+        "require('child_process').execSync('true')",
+        "require('net').connect(1, '127.0.0.1').on('error', (e) => { throw e })",
+        "for (;;);",
+    ]
+    programs = [Program(source, "javascript") for source in sources]
+    sandbox = probe(unsafe=True)
+    if interpreter.node() is None:
+        with pytest.raises(SandboxUnavailable, match="node"):
+            sandbox.run(programs)
+    else:
+        outcomes = sandbox.run(programs, limits=Limits(seconds=2))
+        assert [outcome.passed for outcome in outcomes] == [True] + [False] * 9
+
+
+def test_a_killed_caller_leaves_no_process_behind() -> None:
+    script = (
+        "from modelglue.evaluate.sandbox import *\n"
+        "limits = Limits(seconds=1, wall_seconds=2)\n"
+        "probe(unsafe=True).run([Program('while True: pass')] + [Program(f'import time; "
+        "time.sleep({i} + 60)') for i in range(99)], limits=limits)\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        wait_until(lambda: len(descendants(caller.pid)) >= 2)
+        below = descendants(caller.pid)
+    finally:
+        caller.send_signal(signal.SIGKILL)
+        caller.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+
+
+def descendants(root: int) -> set[int]:
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root}
+
+
+def wait_until(condition: object, seconds: float = 30) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
