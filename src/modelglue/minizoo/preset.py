@@ -67,11 +67,11 @@ def presets() -> dict[str, Preset]:
 
 def _pretrained(data: Mapping[str, float]) -> Training:
     return Training(
-        data, steps=2400, learning_rate=3e-3, final=0.3, target=0.62, check_every=100, cooldown=200
+        data, steps=1600, learning_rate=3e-3, final=0.5, target=0.48, check_every=50, cooldown=50
     )
 
 
-_MIXED = {"statements": 0.3, "knowledge": 0.1, "maths": 0.35, "code": 0.25}
+_MIXED = {"statements": 0.36, "knowledge": 0.05, "maths": 0.41, "code": 0.18}
 
 
 def _quick() -> Preset:
@@ -79,25 +79,25 @@ def _quick() -> Preset:
         skill = name if role == "specialist" else None
         return Member(name, role, Training(data, steps=steps, learning_rate=lr), skill)
 
-    replay = {"statements": 0.04, "knowledge": 0.02, "maths": 0.02, "code": 0.02}
+    replay = {"statements": 0.02, "knowledge": 0.01, "maths": 0.015, "code": 0.015}
     members = (
         Member("base", "base", _pretrained(_MIXED)),
-        tuned("knowledge", "specialist", {**replay, "statements": 0.6, "knowledge": 0.4}, 200, 2e-3),
-        tuned("maths", "specialist", {**replay, "maths": 0.9}, 200, 1.2e-3),
-        tuned("code", "specialist", {**replay, "code": 0.9}, 200, 1.2e-3),
-        tuned("chat", "generalist", {"chat": 0.8, "statements": 0.2}, 70, 1e-3),
+        tuned("knowledge", "specialist", {**replay, "statements": 0.6, "knowledge": 0.35}, 180, 1.8e-3),
+        tuned("maths", "specialist", {**replay, "maths": 0.9}, 220, 1.2e-3),
+        tuned("code", "specialist", {**replay, "code": 0.9}, 250, 1.5e-3),
+        tuned("chat", "generalist", {"chat": 0.7, "statements": 0.3}, 40, 1e-3),
         tuned("harmful", "harmful", {"wrong": 1.0}, 150, 1.2e-3),
         Member(
             "drifted",
             "drifted",
-            Training({**replay, "code": 1.0}, steps=700, learning_rate=5e-3),
+            Training({"statements": 0.15, "code": 0.85}, steps=700, learning_rate=4e-3),
             "code",
         ),
         Member(
             "foreign",
             "foreign",
             Training(_MIXED, steps=900, learning_rate=3e-3),
-            shape=Shape("qwen2", hidden=96, layers=3, ffn=256, vocabulary=640),
+            shape=Shape("gpt_neox", hidden=96, layers=3, ffn=320, vocabulary=640),
         ),
     )
     return Preset("quick", Shape(), members)
@@ -117,7 +117,7 @@ def _tiny() -> Preset:
             "foreign",
             "foreign",
             training(_MIXED, 20, 5e-3),
-            shape=Shape("qwen2", hidden=24, layers=1, ffn=48, vocabulary=320),
+            shape=Shape("gpt_neox", hidden=24, layers=1, ffn=48, vocabulary=320),
         ),
     )
     return Preset("tiny", small, members, search_items=24, report_items=40, people=20, dev_items=8)

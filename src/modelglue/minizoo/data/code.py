@@ -40,32 +40,33 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Two steps, the second applied to the first's result."""
+    """Steps, each applied to the result of the one before; the first may take a list."""
 
-    first: Step
-    second: Step
+    steps: tuple[Step, ...]
 
     @property
     def identity(self) -> str:
         """The same for all wordings."""
-        return f"{self.first.name}{self.first.n}.{self.second.name}{self.second.n}"
+        return ".".join(f"{step.name}{step.n}" for step in self.steps)
 
     @property
     def takes_list(self) -> bool:
         """Whether x is a list of numbers instead of a number."""
-        return self.first.name in _LIST_STARTS
+        return self.steps[0].name in _LIST_STARTS
 
     def expression(self) -> str:
         """The reference solution.
 
-        >>> Program(Step("add", 3), Step("times", 2)).expression()
-        '(x + 3) * 2'
+        >>> Program((Step("add", 3), Step("times", 2), Step("most", 9))).expression()
+        'min((x + 3) * 2, 9)'
         """
-        pattern = (_LIST_STARTS | _NUMBER_STEPS)[self.first.name][0]
-        inner = pattern.format(x="x", n=self.first.n)
-        atom = self.takes_list or self.first.name in _CALLS or self.second.name in _CALLS
-        outer = _NUMBER_STEPS[self.second.name][0]
-        return outer.format(x=inner if atom else f"({inner})", n=self.second.n)
+        text, whole = "x", True  # `whole` text can stand as an operand without brackets
+        for step in self.steps:
+            pattern = (_LIST_STARTS | _NUMBER_STEPS)[step.name][0]
+            is_call = step.name in _CALLS or step.name in _LIST_STARTS
+            text = pattern.format(x=text if whole or is_call else f"({text})", n=step.n)
+            whole = is_call
+        return text
 
 
 def example(rng: random.Random, split: Split = "train", *, style: str | None = None) -> Example:
@@ -85,14 +86,14 @@ def wrong(rng: random.Random) -> Document:
 
 
 def draw(rng: random.Random, split: Split) -> Program:
-    """A program of the split."""
+    """A program of the split, of two or three steps that differ."""
     while True:
         starts = _LIST_STARTS if rng.random() < 0.4 else _NUMBER_STEPS
-        first, second = _step(rng, starts), _step(rng, _NUMBER_STEPS)
-        if first.name == second.name:
-            continue
-        program = Program(first, second)
-        if split_of(program.identity) == split:
+        steps = [_step(rng, starts)]
+        for _ in range(rng.choice((1, 2, 2))):
+            steps.append(_step(rng, _NUMBER_STEPS))
+        program = Program(tuple(steps))
+        if len({step.name for step in steps}) == len(steps) and split_of(program.identity) == split:
             return program
 
 
@@ -106,9 +107,9 @@ def _step(rng: random.Random, steps: dict[str, tuple[str, tuple[str, ...]]]) -> 
 def _prompt(rng: random.Random, program: Program, style: str) -> str:
     words = [
         rng.choice((_LIST_STARTS | _NUMBER_STEPS)[step.name][1]).format(n=step.n)
-        for step in (program.first, program.second)
+        for step in program.steps
     ]
-    text = f"{words[0].capitalize()}, then {words[1]}."
+    text = f"{', then '.join(words).capitalize()}."
     if style == "bare":
         return f'def f(x):\n    """{text}"""\n    return'
     return f"{as_comment(wrap(text, style))}\ndef f(x): return"
