@@ -1,11 +1,9 @@
 """Completions for many prompts at once; batching changes no answer, and who is done leaves.
 
-Prompts are sorted by length and read in slices of similar length; their key-value caches are then
-joined into one batch, padded on the left, which is decoded a token a step. When enough rows have
-ended (an end-of-sequence token, a stop text, the limit), the rest are moved together.
+A batch is decoded a token a step. When enough of its rows have ended (an end-of-sequence token, a
+stop text, the limit), the rest are moved together.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,11 +14,9 @@ import torch
 from torch import Tensor
 
 from modelglue.errors import EvaluationError
+from modelglue.evaluate.decoding import read
 from modelglue.evaluate.encoding import Encoder, Tokens
-from modelglue.evaluate.kvcache import KeyValueCache
 
-# Prompt tokens of one slice: beyond it padding costs more than the larger batch saves.
-_CPU_TOKENS, _GPU_TOKENS = 1024, 32768
 # Rows are moved together when no more than this share of them is still at work.
 _SHARE_AT_WORK = 0.8
 
@@ -82,7 +78,6 @@ class _Decoder:
         self._limit = max_new_tokens
         self._sampling = sampling
         self._ends = end_tokens(module, encoder.tokenizer)
-        self._known = inspect.signature(module.forward).parameters
         self._may_stop: dict[int, bool] = {}
 
     def text(self, prompt: Tokens, tokens: Sequence[int]) -> str:
@@ -95,12 +90,11 @@ class _Decoder:
         """The new tokens of each prompt, end-of-sequence tokens left out; shortest prompt first."""
         written: list[list[int]] = [[] for _ in prompts]
         choose = self._chooser(texts)
-        cache, logits, seen = self._read(prompts)
-        at_work = list(range(len(prompts)))  # the prompts that are still written for
-        rows = at_work  # the prompt of each row of the batch
-        positions = torch.tensor([len(p) for p in prompts], device=self._module.device)
+        batch = read(self._module, prompts, self._limit)
+        rows = list(range(len(prompts)))  # the prompt of each row of the batch
+        at_work = rows  # the prompts that are still written for
         for step in range(self._limit):
-            tokens = choose(logits, rows, step)
+            tokens = choose(batch.logits, rows, step)
             new = dict(zip(rows, tokens.tolist(), strict=True))
             at_work = [
                 i for i in at_work if not self._is_done(prompts[i], written[i], new[i], step)
@@ -109,59 +103,11 @@ class _Decoder:
                 break
             if len(at_work) <= _SHARE_AT_WORK * len(rows):
                 place = {row: n for n, row in enumerate(rows)}
-                kept = torch.tensor([place[i] for i in at_work], device=positions.device)
-                cache.select(kept)
-                tokens, positions, seen = tokens[kept], positions[kept], seen[kept]
-                rows = at_work
-            seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
-            logits = self._forward(tokens[:, None], positions[:, None], seen, cache)
-            positions = positions + 1
+                kept = torch.tensor([place[i] for i in at_work], device=tokens.device)
+                batch.keep(kept)
+                tokens, rows = tokens[kept], at_work
+            batch.advance(tokens)
         return written
-
-    def _read(self, prompts: Sequence[Tokens]) -> tuple[KeyValueCache, Tensor, Tensor]:
-        """Read the prompts: their cache, the logits [n, vocabulary] after each, and the mask."""
-        width = len(prompts[-1])
-        device = self._module.device
-        joined = KeyValueCache(self._module.config, width + self._limit)
-        seen = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        logits = []
-        for part in self._slices([len(p) for p in prompts], joined.can_join):
-            rows = prompts[part]
-            longest = len(rows[-1])
-            padded = [(0,) * (longest - len(row)) + row for row in rows]
-            mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
-            seen[part, width - longest :] = mask.to(device)
-            cache = joined.like(longest) if joined.can_join else joined
-            ids = torch.tensor(padded, device=device)
-            places = (seen[part, width - longest :].cumsum(dim=1) - 1).clamp_(min=0)
-            logits.append(self._forward(ids, places, seen[part, width - longest :], cache))
-            if joined.can_join:
-                joined.join(cache, part, rows=len(prompts), width=width)
-        return joined, torch.cat(logits), seen
-
-    def _forward(
-        self, ids: Tensor, positions: Tensor, seen: Tensor, cache: KeyValueCache
-    ) -> Tensor:
-        inputs: dict[str, Any] = {"attention_mask": seen}
-        if "position_ids" in self._known:
-            inputs["position_ids"] = positions
-        if "logits_to_keep" in self._known:
-            inputs["logits_to_keep"] = 1
-        output = self._module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
-
-    def _slices(self, lengths: Sequence[int], may_split: bool) -> list[slice]:
-        """Prompts of rising length, parted so that a slice, padded, has a bounded size."""
-        if not may_split:
-            return [slice(0, len(lengths))]
-        most = _CPU_TOKENS if self._module.device.type == "cpu" else _GPU_TOKENS
-        slices, start = [], 0
-        for end in range(1, len(lengths) + 1):
-            if end == len(lengths) or (end + 1 - start) * lengths[end] > most:
-                slices.append(slice(start, end))
-                start = end
-        return slices
 
     def _is_done(self, prompt: Tokens, written: list[int], token: int, step: int) -> bool:
         """Take note of a row's new token; whether it was the last."""
