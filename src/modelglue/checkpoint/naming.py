@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Role = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
@@ -16,19 +17,86 @@ class Place:
     role: Role
 
 
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|cls\.predictions\.decoder)\.(weight|bias)$")
-# The embedding of tokens, not of positions.
-_TOKENS = re.compile(
-    r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embedding)\.weight$"
-)
+@lru_cache(maxsize=65536)
+def place(name: str) -> Place:
+    """The layer and the role of a tensor.
+
+    >>> place("model.layers.3.self_attn.q_proj.weight")
+    Place(layer=3, role='attention')
+    >>> place("transformer.wte.weight")
+    Place(layer=None, role='embedding')
+    """
+    layer = _LAYER.search(name)
+    return Place(int(layer[1]) if layer else None, _role(name, in_layer=layer is not None))
 
 
 def head_and_embedding(names: Iterable[str]) -> tuple[str | None, str | None]:
     """The names of the language-model head and of the token embedding, where there are any."""
     head = embedding = None
     for name in names:
-        if head is None and name.endswith(".weight") and _HEAD.search(name):
+        if head is None and name.endswith(".weight") and place(name).role == "head":
             head = name
         if embedding is None and _TOKENS.search(name):
             embedding = name
     return head, embedding
+
+
+def _role(name: str, *, in_layer: bool) -> Role:
+    # Norms come first: many stand inside of attention (q_norm) or name it (post_attention_norm).
+    module = name.rpartition(".")[0]
+    if _NORM.search(module):
+        return "norm"
+    if _BUFFER.search(name):
+        return "other"
+    # Of what the path says the last counts: `attention.output.dense` against `output.dense`.
+    said: list[tuple[int, Role]] = [
+        (match.end(), role) for role, pattern in _INSIDE for match in pattern.finditer(module)
+    ]
+    if said and (in_layer or not _HEAD.search(module)):
+        return max(said)[1]
+    if _HEAD.search(module) and not in_layer:
+        return "head"
+    if _EMBEDDING.search(module):
+        return "embedding"
+    if in_layer and _OUTPUT.search(module):
+        return "mlp"
+    return "other"
+
+
+# The first number is the layer's; later ones count experts or parts of a layer.
+_LAYER = re.compile(r"(?:^|\.)(?:[a-z_]*(?:layers?|blocks?|h)|resblocks)\.([0-9]{1,6})(?:\.|$)")
+_NORM = re.compile(
+    r"(^|[._])(ln|ln_?[0-9a-z]|ln_attn|ln_mlp"
+    r"|[a-z0-9_]*norm(_?[0-9])?|norm_[a-z0-9_]+|[a-z_]*layer_?norm[a-z_]*)$",
+    re.IGNORECASE,
+)
+_BUFFER = re.compile(r"(inv_freq|masked_bias|(^|\.)attn\.bias|\.attention\.bias|position_ids)$")
+_HEAD = re.compile(
+    r"(^|\.)(lm_head|embed_out|output|output_layer|score|classifier|predictions)(\.|$)"
+)
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_[a-z_]+|wte|wpe|embeddings?|[a-z]+_embeddings?(_[a-z]+)?|shared)(\.|$)"
+)
+# The embedding of tokens, not of positions.
+_TOKENS = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings?|shared)\.weight$"
+)
+_OUTPUT = re.compile(r"(^|\.)(output|intermediate)\.dense$")
+_INSIDE: tuple[tuple[Role, re.Pattern[str]], ...] = (
+    (
+        "attention",
+        re.compile(
+            r"(^|[._])([a-z_]*attn|[a-z_]*attention|[a-z]*selfattention|[qkvo]_proj|qkv(_proj)?"
+            r"|Wqkv|c_attn|query_key_value|w[qkvo]|[qkvo]_[ab]_proj)(?=\.|$)",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "mlp",
+        re.compile(
+            r"(^|[._])(mlp|[a-z_]*feed_forward|ffn[a-z_]*|fc_?(in|out|[0-9])|c_fc|gate_proj"
+            r"|up_proj|down_proj|gate_up_proj|experts?|[a-z_]*moe|dense_h_to_4h|dense_4h_to_h"
+            r"|w[123]|intermediate)(?=\.|$)"
+        ),
+    ),
+)

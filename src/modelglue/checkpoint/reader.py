@@ -32,6 +32,8 @@ class Checkpoint:
     Attributes:
         path: the folder.
         name: the folder's name.
+        ref: how it was named by whoever opened it.
+        folders: where tokenizer files and the like are, the first that has one counts.
         config: what `config.json` holds.
         tensors: name → place, dtype and shape, in the order of the files.
     """
@@ -45,6 +47,8 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.name = path.name or path.resolve().name
+        self.ref = str(path)
+        self.folders: tuple[Path, ...] = (path,)
         self.config = MappingProxyType(dict(config))
         self.tensors = MappingProxyType(dict(tensors))
         self._descriptors = descriptors

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from modelglue.checkpoint.coverage import Coverage
 from modelglue.checkpoint.layout import Shard, plan_shards
-from modelglue.checkpoint.reader import tensor_bytes
+from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
 from modelglue.checkpoint.spec import TensorSpec, dtype_name
 from modelglue.checkpoint.staging import Staging
 from modelglue.errors import OutOfSpace, OutputExists
@@ -139,7 +139,7 @@ class CheckpointWriter:
         self,
         *,
         config: Mapping[str, Any],
-        files_from: Path | None = None,
+        files_from: Checkpoint | Path | None = None,
         card: str | None = None,
         extra: Mapping[str, str | bytes] | None = None,
     ) -> Path:
@@ -147,8 +147,8 @@ class CheckpointWriter:
 
         Args:
             config: for `config.json`.
-            files_from: a model folder whose tokenizer files, chat template and generation
-                configuration are copied.
+            files_from: a checkpoint or model folder whose tokenizer files, chat template and
+                generation configuration are copied.
             card: the text of `README.md`.
             extra: further files by name; they replace copied ones.
 
@@ -224,13 +224,15 @@ class CheckpointWriter:
     def _beside(
         self,
         config: Mapping[str, Any],
-        files_from: Path | None,
+        files_from: Checkpoint | Path | None,
         card: str | None,
         extra: Mapping[str, str | bytes] | None,
     ) -> dict[str, str | bytes]:
         files: dict[str, str | bytes] = {}
         if files_from is not None:
-            files.update(companions(files_from, code="auto_map" in config))
+            folders = files_from.folders if isinstance(files_from, Checkpoint) else (files_from,)
+            for source in reversed(folders):
+                files.update(companions(source, code="auto_map" in config))
         if len(self._shards) > 1:
             files["model.safetensors.index.json"] = _json(_index(self._shards))
         if card is not None:

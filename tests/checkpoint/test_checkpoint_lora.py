@@ -1,0 +1,265 @@
+"""Base and adapter, held against what peft makes of them."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from modelglue.checkpoint.lora import LoraCheckpoint
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.source import materialise, open_checkpoint
+from modelglue.errors import CheckpointError, CheckpointNotFound, UnsupportedCheckpoint
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+ATTENTION = ["q_proj", "v_proj"]
+Merged = dict[str, torch.Tensor]
+
+
+def save_adapter(base: Path, folder: Path, **settings: Any) -> Merged:
+    """Save an adapter with random weights; returns what peft merges."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": ATTENTION, **settings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        generator = torch.Generator().manual_seed(7)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+                parameter.data.add_(0.1 * noise)
+        adapted.save_pretrained(folder)
+        return {
+            name: tensor.clone() for name, tensor in adapted.merge_and_unload().state_dict().items()
+        }
+
+
+def assert_equal_to(checkpoint: Checkpoint, merged: Merged) -> None:
+    for name in checkpoint.tensors:
+        torch.testing.assert_close(checkpoint.read(name), merged[name], rtol=0, atol=2e-7)
+
+
+@pytest.fixture(scope="module")
+def base(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # More rows than one block of deltas in the embedding.
+    return make_model(tmp_path_factory.mktemp("lora") / "base", vocab_size=600)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"use_rslora": True}, id="rslora"),
+        pytest.param(
+            {
+                "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+                "alpha_pattern": {"layers.2.self_attn.v_proj": 3, r".*\.3\..*": 5},
+            },
+            id="patterns",
+        ),
+        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, id="embedding"),
+        pytest.param({"modules_to_save": ["lm_head", "norm"]}, id="modules-to-save"),
+        pytest.param({"target_modules": "all-linear"}, id="all-linear"),
+        pytest.param({"use_dora": True}, id="dora"),
+        pytest.param({"init_lora_weights": "gaussian"}, id="gaussian"),
+    ],
+)
+def test_every_tensor_equals_what_peft_merges(
+    base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    merged = save_adapter(base, tmp_path / "adapter", **settings)
+    assert_equal_to(open_checkpoint(f"{base}+{tmp_path / 'adapter'}"), merged)
+
+
+def test_gpt2_with_its_transposed_layers_equals_what_peft_merges(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    gpt2 = make_model(tmp_path / "gpt2", model_type="gpt2", n_embd=32, n_layer=2, n_head=4)
+    settings = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+    merged = save_adapter(gpt2, tmp_path / "adapter", **settings)
+    assert_equal_to(open_checkpoint(f"{gpt2}+{tmp_path / 'adapter'}"), merged)
+
+
+def test_biases_of_an_adapter_are_added(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    qwen = make_model(tmp_path / "qwen", model_type="qwen2")
+    merged = save_adapter(qwen, tmp_path / "adapter", lora_bias=True)
+    assert_equal_to(open_checkpoint(f"{qwen}+{tmp_path / 'adapter'}"), merged)
+
+
+def test_a_bfloat16_base_is_rounded_once(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", dtype=torch.bfloat16)
+    save_adapter(base, tmp_path / "adapter")
+    name = "model.layers.0.self_attn.q_proj"
+    adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
+    weight = load_file(base / "model.safetensors")[f"{name}.weight"].float()
+    found = open_checkpoint(f"{base}+{tmp_path / 'adapter'}").read(f"{name}.weight")
+    assert torch.equal(found, (weight + 3 * (b @ a)).bfloat16())
+
+
+def test_rows_do_not_depend_on_how_they_are_asked_for(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+        whole = checkpoint.read(name)
+        step = 7
+        pieces = [checkpoint.read(name, slice(i, i + step)) for i in range(0, len(whole), step)]
+        assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_adapters_can_follow_each_other(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "one")
+    save_adapter(base, tmp_path / "two", target_modules=["k_proj"])
+    both = open_checkpoint(f"{base}+{tmp_path / 'one'}+{tmp_path / 'two'}")
+    assert both.name == "base+one+two"
+    for module, folder in (("q_proj", "one"), ("k_proj", "two")):
+        name = f"model.layers.0.self_attn.{module}.weight"
+        alone = open_checkpoint(f"{base}+{tmp_path / folder}")
+        assert torch.equal(both.read(name), alone.read(name))
+        assert not torch.equal(both.read(name), Checkpoint.open(base).read(name))
+
+
+def test_a_saved_head_on_a_tied_base_unties_it(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", tie_word_embeddings=True)
+    save_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    plain = Checkpoint.open(base)
+    assert plain.tied
+    assert not checkpoint.tied
+    embedding = checkpoint.read("model.embed_tokens.weight")
+    assert torch.equal(embedding, plain.read("model.embed_tokens.weight"))
+    assert not torch.equal(checkpoint.read("lm_head.weight"), embedding)
+    written = materialise(checkpoint, tmp_path / "written")
+    live = AutoModelForCausalLM.from_pretrained(written)
+    assert torch.equal(live.lm_head.weight, checkpoint.read("lm_head.weight"))
+
+
+def test_an_adapted_embedding_leaves_a_tied_head_as_it_was(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", tie_word_embeddings=True)
+    save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    old = Checkpoint.open(base).read("model.embed_tokens.weight")
+    assert torch.equal(checkpoint.read("lm_head.weight"), old)
+    assert not torch.equal(checkpoint.read("model.embed_tokens.weight"), old)
+
+
+def test_a_materialised_adapter_is_what_peft_merges(base: Path, tmp_path: Path) -> None:
+    merged = save_adapter(base, tmp_path / "adapter")
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    folder = materialise(checkpoint, tmp_path / "written")
+    assert_equal_to(Checkpoint.open(folder), merged)
+    assert (folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_an_adapter_in_a_bin_file_is_read(base: Path, tmp_path: Path) -> None:
+    merged = save_adapter(base, tmp_path / "adapter")
+    weights = tmp_path / "adapter/adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    assert_equal_to(open_checkpoint(f"{base}+{tmp_path / 'adapter'}"), merged)
+
+
+def test_the_fingerprint_changes_with_the_adapter(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "one")
+    save_adapter(base, tmp_path / "two", lora_alpha=3)
+    prints = {open_checkpoint(f"{base}+{tmp_path / x}").fingerprint() for x in ("one", "two")}
+    assert len(prints | {Checkpoint.open(base).fingerprint()}) == 3
+
+
+def test_bytes_that_a_pass_reads_do_not_disturb_the_fingerprint(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    digesting = checkpoint.digesting()
+    digesting.update("model.norm.weight", b"\0" * 128, start=0)
+    assert digesting.finish() == checkpoint.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"layer_replication": [[0, 2]]}, "repeats layers"),
+        ({"init_lora_weights": "pissa"}, "changed base"),
+        ({"alpha_pattern": {"(a+)+b": 2}}, "Name the modules"),
+        ({"alpha_pattern": {"[": 2}}, "no regular expression"),
+        ({"lora_alpha": "much"}, "no usable number"),
+        ({"use_dora": True}, "magnitudes"),
+        ({"target_parameters": ["experts"]}, "fused experts"),
+    ],
+)
+def test_a_setting_that_is_not_understood_is_refused(
+    base: Path, tmp_path: Path, setting: dict[str, Any], words: str
+) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    assert str(tmp_path / "adapter") in str(caught.value)
+
+
+def test_an_adapter_of_another_model_is_refused(
+    base: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    wider = make_model(tmp_path / "wider", hidden_size=64)
+    with pytest.raises(UnsupportedCheckpoint, match="belongs to another model"):
+        open_checkpoint(f"{wider}+{tmp_path / 'adapter'}")
+    shallow = make_model(tmp_path / "shallow", num_hidden_layers=1)
+    with pytest.raises(UnsupportedCheckpoint, match=r"layers\.1.*does not have"):
+        open_checkpoint(f"{shallow}+{tmp_path / 'adapter'}")
+
+
+def test_half_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj does not have one"):
+        open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+
+
+def test_a_model_in_the_place_of_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "other")
+    with pytest.raises(CheckpointNotFound, match="belongs an adapter"):
+        open_checkpoint(f"{base}+{tmp_path / 'other'}")
+
+
+def test_an_adapter_in_the_place_of_a_model_is_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    with pytest.raises(CheckpointNotFound, match="is an adapter, not a model"):
+        open_checkpoint(tmp_path / "adapter")
+
+
+def test_an_adapter_on_whole_numbers_is_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    shutil.copytree(base, tmp_path / "quantised")
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(
+        tensors | {name: tensors[name].to(torch.int8)},
+        tmp_path / "quantised/model.safetensors",
+    )
+    with pytest.raises(UnsupportedCheckpoint, match="floating point only"):
+        open_checkpoint(f"{tmp_path / 'quantised'}+{tmp_path / 'adapter'}")
+
+
+def test_base_and_adapter_is_a_lora_checkpoint_named_after_both(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    with open_checkpoint(f"{base}+{tmp_path / 'adapter'}") as checkpoint:
+        assert isinstance(checkpoint, LoraCheckpoint)
+        assert checkpoint.name == "base+adapter"
