@@ -75,7 +75,7 @@ def test_a_tied_head_and_one_of_its_own_differ(llamas: list[Path], tmp_path: Pat
     assert reason(llamas[0], tied) == reason(tied, llamas[0]) == expected
 
 
-def test_tokens_at_other_rows_are_counted_with_examples(llamas: list[Path], tmp_path: Path) -> None:
+def test_a_token_at_another_row_is_named(llamas: list[Path], tmp_path: Path) -> None:
     other = shutil.copytree(llamas[1], tmp_path / "other")
     text = (other / "tokenizer.json").read_text(encoding="utf-8")
     data = json.loads(text)
@@ -85,7 +85,6 @@ def test_tokens_at_other_rows_are_counted_with_examples(llamas: list[Path], tmp_
     found = reason(llamas[0], other)
     assert found is not None
     assert found.startswith("vocabulary: ")
-    assert "2" in found
     assert "'A'" in found
 
 

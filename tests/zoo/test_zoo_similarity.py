@@ -1,6 +1,7 @@
 """Similarity: against the naive loop, and the laws that it obeys."""
 
 import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.source import open_checkpoint
 from modelglue.errors import InputError, NonFiniteTensor, UnsupportedCheckpoint
 from modelglue.zoo import columns
+from modelglue.zoo.inspect import describe
+from modelglue.zoo.names import unique_names
 from modelglue.zoo.similarity import Similarity, similarities
 
 COUNTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -316,3 +320,48 @@ def test_a_base_that_was_opened_twice_is_read_once(
 
 def test_fingerprints_are_only_made_when_asked_for(measured: Similarity) -> None:
     assert measured.fingerprints == {}
+
+
+def adapter(base: Path, target: Path) -> Path:
+    """An adapter on the down projections, with its merged weights worked out beside it."""
+    target.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for layer in range(4):
+        at = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        tensors[f"{at}.lora_A.weight"] = torch.randn(2, 64, generator=generator) * 0.05
+        tensors[f"{at}.lora_B.weight"] = torch.randn(32, 2, generator=generator) * 0.05
+    save_file(tensors, target / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["down_proj"]}
+    (target / "adapter_config.json").write_text(json.dumps(settings))
+    return target
+
+
+def test_an_adapter_on_its_base_is_like_the_merged_model(
+    llamas: list[Path], tmp_path: Path
+) -> None:
+    chat = adapter(llamas[0], tmp_path / "chat")
+    deltas = load_file(chat / "adapter_model.safetensors")
+
+    def merge(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        at = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{at}.lora_A.weight" not in deltas:
+            return tensor
+        return tensor + 2 * deltas[f"{at}.lora_B.weight"] @ deltas[f"{at}.lora_A.weight"]
+
+    merged = edit(llamas[0], tmp_path / "merged", merge)
+    models = [open_checkpoint(f"{llamas[0]}+{chat}"), *open_all([llamas[0], merged])]
+    found = similarities(models, fingerprint=True)
+    assert found.names == ("base+chat", "base", "merged")
+    assert found.between("base+chat", "merged") == pytest.approx(1, abs=1e-6)
+    assert found.between("base+chat", "base") == pytest.approx(
+        naive(matrices(llamas[0]), matrices(merged)), abs=1e-6
+    )
+    assert found.fingerprints["base+chat"] == models[0].fingerprint()
+    assert describe(models[0]).adapters == (str(chat),)
+
+
+def test_adapters_of_one_name_are_told_apart(llamas: list[Path], tmp_path: Path) -> None:
+    two = [adapter(llamas[0], tmp_path / place / "chat") for place in ("x", "y")]
+    models = [open_checkpoint(f"{llamas[0]}+{path}") for path in two]
+    assert unique_names(models) == ("x/base+chat", "y/base+chat")

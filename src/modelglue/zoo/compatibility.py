@@ -9,7 +9,7 @@ what the folder says; whether the weights are alike is `similarity`'s question.
 from collections.abc import Mapping
 from typing import Any
 
-from modelglue.checkpoint.naming import place
+from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import same_vocabulary
 
@@ -32,7 +32,7 @@ def incompatibility(
         _architecture(a, b)
         or _layers(a, b)
         or _tensors(a, b, names)
-        or same_vocabulary(a, b)
+        or _vocabulary(a, b)
         or _embeddings(a, b, names)
         or _settings(a, b, names)
     )
@@ -82,6 +82,11 @@ def _tensors(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | None
     return None
 
 
+def _vocabulary(a: Checkpoint, b: Checkpoint) -> str | None:
+    reason = same_vocabulary(a, b)
+    return None if reason is None else f"vocabulary: {reason}"
+
+
 def _embeddings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | None:
     """Embeddings and heads, whose rows are tokens: padded differently, or tied in one only."""
     for name in sorted(a.tensors.keys() & b.tensors.keys()):
@@ -94,7 +99,7 @@ def _embeddings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | N
 
 
 def _is_vocabulary(name: str) -> bool:
-    return place(name).role in ("embedding", "head")
+    return any(head_and_embedding([name]))
 
 
 def _differs(a: Checkpoint, b: Checkpoint, names: tuple[str, str], name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modelglue.checkpoint.naming import place
+from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.zoo.compatibility import architecture, language_config
 
@@ -68,7 +68,8 @@ def describe(checkpoint: Checkpoint) -> Description:
     for spec in tensors:
         dtypes[spec.dtype] += spec.numel
     layers = [layer for spec in tensors if (layer := place(spec.name).layer) is not None]
-    rows = [spec.rows for spec in tensors if place(spec.name).role == "embedding"]
+    _, embedding = head_and_embedding(checkpoint.tensors)
+    rows = None if embedding is None else checkpoint.tensors[embedding].rows
     heads = _number(config, "num_attention_heads", "n_head", "num_heads")
     return Description(
         name=checkpoint.name,
@@ -82,18 +83,14 @@ def describe(checkpoint: Checkpoint) -> Description:
         intermediate=_number(config, "intermediate_size", "n_inner", "ffn_dim"),
         heads=heads,
         key_value_heads=_number(config, "num_key_value_heads") or heads,
-        vocabulary=max(rows, default=None) or _number(config, "vocab_size"),
+        vocabulary=rows or _number(config, "vocab_size"),
         tied=checkpoint.tied,
         files={file.name: file.stat().st_size for file in sorted({s.file for s in tensors})},
         nbytes=checkpoint.nbytes,
-        adapters=_adapters(checkpoint),
+        adapters=tuple(str(folder) for folder in checkpoint.folders[:-1]),
     )
 
 
 def _number(config: Mapping[str, Any], *keys: str) -> int | None:
     """The first of these settings that the configuration has; families differ in what they say."""
     return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
-
-
-def _adapters(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return ()

@@ -24,11 +24,12 @@ def unique_names(
         _refuse_repeated(names, "two models are called {}: give each a name of its own.")
         return tuple(names)
     found = [checkpoint.name for checkpoint in checkpoints]
-    paths = [checkpoint.path.absolute() for checkpoint in checkpoints]
+    # The first folder is an adapter's own, where there is one; only its base would be the same.
+    paths = [checkpoint.folders[0].absolute() for checkpoint in checkpoints]
     repeated = {name for name, count in Counter(found).items() if count > 1}
     same = [i for i, name in enumerate(found) if name in repeated]
     _refuse_repeated(
-        [f"{paths[i].parent}/{found[i]}" for i in same],
+        [" + ".join(str(folder.absolute()) for folder in checkpoints[i].folders) for i in same],
         "{} was given twice: leave one out, or give names.",
     )
     for i in same:
