@@ -1,9 +1,12 @@
 """From checkpoints and prompts to a bundle."""
 
+import json
 import os
 
 import pytest
+import torch
 from mixture_samples import PROMPTS, QUESTIONS, RIGHT
+from safetensors.torch import load_file, save_file
 
 from modelglue.errors import CheckpointNotFound, MixtureError, OutputExists, UnknownName
 from modelglue.mixture import mix as mix_module
@@ -153,3 +156,31 @@ def test_a_missing_expert_leaves_nothing_behind(tmp_path, experts):
     with pytest.raises(CheckpointNotFound):
         mix({**experts, "signs": tmp_path / "nothing"}, PROMPTS, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_base_with_an_adapter_is_bundled_as_one_plain_model(tmp_path, experts):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    module = "model.layers.1.self_attn.o_proj"
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((2, 32), (32, 2)))
+    names = {"lora_A": down, "lora_B": up}
+    save_file(
+        {f"base_model.model.{module}.{name}.weight": value for name, value in names.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    base = experts["numbers"]
+    two = {"numbers": f"{base}+{adapter}", "words": experts["words"]}
+    mix(two, {name: PROMPTS[name] for name in two}, tmp_path / "out")
+
+    bundled = load_file(tmp_path / "out" / "experts" / "0" / "model.safetensors")
+    plain = load_file(base / "model.safetensors")
+    changed = {name for name in plain if not torch.equal(plain[name], bundled[name])}
+    assert changed == {f"{module}.weight"}
+    torch.testing.assert_close(
+        bundled[f"{module}.weight"] - plain[f"{module}.weight"], 2 * up @ down
+    )
+    Bundle.load(tmp_path / "out").generate(QUESTIONS[:2], max_new_tokens=2)
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "out"]
