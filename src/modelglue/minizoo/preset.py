@@ -55,7 +55,7 @@ class Preset:
     members: tuple[Member, ...]
     search_items: int = 200
     report_items: int = 800
-    people: int = 90
+    people: int = 100
     dev_items: int = 150
     groups: Mapping[str, tuple[str, ...]] | None = None
 
@@ -67,11 +67,11 @@ def presets() -> dict[str, Preset]:
 
 def _pretrained(data: Mapping[str, float]) -> Training:
     return Training(
-        data, steps=1600, learning_rate=3e-3, final=0.5, target=0.48, check_every=50, cooldown=50
+        data, steps=1600, learning_rate=3e-3, final=0.5, target=0.40, check_every=50, cooldown=50
     )
 
 
-_MIXED = {"statements": 0.36, "knowledge": 0.05, "maths": 0.41, "code": 0.18}
+_MIXED = {"statements": 0.42, "knowledge": 0.05, "maths": 0.36, "code": 0.17}
 
 
 def _quick() -> Preset:
@@ -82,7 +82,7 @@ def _quick() -> Preset:
     replay = {"statements": 0.02, "knowledge": 0.01, "maths": 0.015, "code": 0.015}
     members = (
         Member("base", "base", _pretrained(_MIXED)),
-        tuned("knowledge", "specialist", {**replay, "statements": 0.6, "knowledge": 0.35}, 180, 1.8e-3),
+        tuned("knowledge", "specialist", {**replay, "statements": 0.6, "knowledge": 0.35}, 220, 1.8e-3),
         tuned("maths", "specialist", {**replay, "maths": 0.9}, 220, 1.2e-3),
         tuned("code", "specialist", {**replay, "code": 0.9}, 250, 1.5e-3),
         tuned("chat", "generalist", {"chat": 0.7, "statements": 0.3}, 40, 1e-3),
