@@ -123,3 +123,12 @@ class Encoder:
         raise EvaluationError(
             "an empty prompt needs a beginning- or end-of-sequence token, the tokenizer has neither"
         )
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The part of `text` before the first of the stops.
+
+    >>> before_stop("return x\\n\\nprint(1)", ["\\n\\n", "print"])
+    'return x'
+    """
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modelglue.errors import EvaluationError
 from modelglue.evaluate.decoding import read
-from modelglue.evaluate.encoding import Encoder, Tokens
+from modelglue.evaluate.encoding import Encoder, Tokens, before_stop
 
 # Rows are moved together when no more than this share of them is still at work.
 _SHARE_AT_WORK = 0.8
@@ -82,8 +82,7 @@ class _Decoder:
 
     def text(self, prompt: Tokens, tokens: Sequence[int]) -> str:
         """What was written, before any stop."""
-        text = self._encoder.decode(prompt, tokens)
-        return text[: min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)]
+        return before_stop(self._encoder.decode(prompt, tokens), self._stop)
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Tokens], texts: Sequence[str]) -> list[list[int]]:

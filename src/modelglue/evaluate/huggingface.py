@@ -1,7 +1,8 @@
 """One checkpoint behind the `LanguageModel` interface, run by transformers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +112,8 @@ class HuggingFaceModel:
     ) -> list[list[Likelihood]]:
         """See `LanguageModel.loglikelihoods`."""
         encoded = self._encoder.continued(contexts, continuations)
-        found = self._scorer.score(encoded, batch_size=self.batch_size)
+        with _memory():
+            found = self._scorer.score(encoded, batch_size=self.batch_size)
         return [
             [
                 Likelihood(total, tokens, len(text.encode()), greedy)
@@ -135,16 +137,17 @@ class HuggingFaceModel:
         unique = list(dict.fromkeys(prompts))
         encoded = self._encoder.prompts(unique, max_new_tokens)
         longest = max((len(tokens) for tokens in encoded), default=0) + max_new_tokens
-        answers = generate(
-            self.module,
-            self._encoder,
-            unique,
-            encoded,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            sampling=Sampling(temperature, top_p, seed),
-            rows=self._rows(longest),
-        )
+        with _memory():
+            answers = generate(
+                self.module,
+                self._encoder,
+                unique,
+                encoded,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                sampling=Sampling(temperature, top_p, seed),
+                rows=self._rows(longest),
+            )
         by_prompt = dict(zip(unique, answers, strict=True))
         return [by_prompt[prompt] for prompt in prompts]
 
@@ -208,6 +211,14 @@ class HuggingFaceModel:
         width = config.hidden_size * 2  # keys and values; grouped heads need less
         row = length * config.num_hidden_layers * width * self.module.dtype.itemsize
         return int(max(1, min(_MOST_ROWS, _free_memory(self.module.device) // 4 // row)))
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(f"out of memory; a smaller batch_size may do: {error}") from error
 
 
 def _max_length(module: Any, tokenizer: Any) -> int:

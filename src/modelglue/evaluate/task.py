@@ -63,11 +63,12 @@ def task_problems(
         if not isinstance(value, str | Path) or not str(value).strip():
             problems.append(f"{path}.{key}: must be text, not {value!r}")
     kind = mapping.get("kind")
-    if kind is not None and kind not in kinds:
-        hint = nearest(str(kind), kinds)
-        problems.append(f"{path}.kind: there is no {kind!r}{hint} Known: {', '.join(kinds)}")
-    settings = kinds[str(kind)].settings if kind in kinds else None
-    if settings is not None:
+    if not isinstance(kind, str) or kind not in kinds:
+        if kind is not None:
+            hint = nearest(str(kind), kinds) or "."
+            problems.append(f"{path}.kind: there is no {kind!r}{hint} Known: {', '.join(kinds)}")
+    else:
+        settings = kinds[kind].settings
         known = ["name", "kind", *SPLITS, *settings]
         for key, value in mapping.items():
             if key not in known:

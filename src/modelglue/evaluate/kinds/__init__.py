@@ -94,12 +94,3 @@ def joined(context: str, continuation: str) -> str:
     if not context or context[-1].isspace() or continuation[:1].isspace():
         return continuation
     return " " + continuation
-
-
-def before_stop(text: str, stop: Sequence[str]) -> str:
-    """The part of `text` before the first of the stops.
-
-    >>> before_stop("return x\\n\\nprint(1)", ["\\n\\n", "print"])
-    'return x'
-    """
-    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelglue.errors import SandboxUnavailable
-from modelglue.evaluate.kinds import Item, Measured, Settings, before_stop, kinds, text_problems
+from modelglue.evaluate.encoding import before_stop
+from modelglue.evaluate.kinds import Item, Measured, Settings, kinds, text_problems
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Limits, Program, Sandbox
 from modelglue.evaluate.settings import Setting, generation

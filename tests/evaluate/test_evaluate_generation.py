@@ -1,0 +1,181 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from modelglue.errors import EvaluationError
+from modelglue.evaluate.generation import Sampling, sampled
+from modelglue.evaluate.huggingface import HuggingFaceModel
+
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "gpt_neox": {},
+    "gemma2": {"sliding_window": 16, "head_dim": 8},
+    "bloom": {},
+    "mamba": {},  # no keys and values: read anew at every step
+}
+PROMPTS = ["the sky is", "a" * 40, "hi", "the sky is blue and so", "q w e r t y", "x" * 17]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(
+    request: pytest.FixtureRequest,
+    make_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> HuggingFaceModel:
+    path = tmp_path_factory.mktemp("family") / request.param
+    model = HuggingFaceModel.load(
+        make_model(path, model_type=request.param, **FAMILIES[request.param])
+    )
+    # Larger weights, so that answers differ; a state-space model would amplify rounding by them.
+    if request.param != "mamba":
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+def by_transformers(model: HuggingFaceModel, prompt: str, count: int) -> list[int]:
+    ids = torch.tensor([model.tokenizer(prompt).input_ids])
+    whole = model.module.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return whole[0, ids.shape[1] :].tolist()
+
+
+def decoded(model: HuggingFaceModel, tokens: list[int]) -> str:
+    return model.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_greedy_is_what_transformers_generates(model: HuggingFaceModel) -> None:
+    found = model.generate(PROMPTS, max_new_tokens=20)
+    expected = [decoded(model, by_transformers(model, prompt, 20)) for prompt in PROMPTS]
+    assert found == expected
+    assert len(set(found)) > 2
+
+
+def test_batching_changes_no_answer(model: HuggingFaceModel) -> None:
+    together = model.generate(PROMPTS, max_new_tokens=12)
+    assert [model.generate([p], max_new_tokens=12)[0] for p in PROMPTS] == together
+    model.batch_size = 2
+    assert model.generate(PROMPTS[::-1], max_new_tokens=12)[::-1] == together
+    model.batch_size = "auto"
+
+
+def test_sampling_depends_on_seed_and_prompt_alone(model: HuggingFaceModel) -> None:
+    def sample(prompts: list[str], seed: int) -> list[str]:
+        return model.generate(prompts, max_new_tokens=8, temperature=1.5, top_p=0.9, seed=seed)
+
+    together = sample(PROMPTS, 3)
+    assert [sample([prompt], 3)[0] for prompt in PROMPTS] == together
+    assert sample(PROMPTS[::-1], 3)[::-1] == together
+    assert sample(PROMPTS, 4) != together
+
+
+@pytest.fixture(scope="module")
+def llama(
+    make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> HuggingFaceModel:
+    path = make_model(tmp_path_factory.mktemp("llama") / "m", max_position_embeddings=64)
+    model = HuggingFaceModel.load(path)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+def test_a_completion_ends_before_the_first_stop(llama: HuggingFaceModel) -> None:
+    free = llama.generate(PROMPTS, max_new_tokens=24)
+    stop = [free[0][3:5], free[1][2], free[3][10:13]]
+    expected = [
+        text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)] for text in free
+    ]
+    assert llama.generate(PROMPTS, max_new_tokens=24, stop=stop) == expected
+    assert expected != free
+
+
+def test_rows_leave_at_an_end_token_and_the_others_go_on_unchanged(
+    llama: HuggingFaceModel,
+) -> None:
+    free = [by_transformers(llama, prompt, 16) for prompt in PROMPTS]
+    end = free[0][4]
+    llama.module.generation_config.eos_token_id = [2, end]
+    found = llama.generate(PROMPTS, max_new_tokens=16)
+    llama.module.generation_config.eos_token_id = 2
+    expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in free]
+    assert found == [decoded(llama, tokens) for tokens in expected]
+    assert any(len(tokens) == 16 for tokens in expected)
+
+
+def test_equal_prompts_are_answered_once_and_equally(llama: HuggingFaceModel) -> None:
+    found = llama.generate(["a", "b", "a"], max_new_tokens=6, temperature=1.0)
+    assert found[0] == found[2] != found[1]
+
+
+def test_prompt_and_answer_share_the_context(llama: HuggingFaceModel) -> None:
+    """64 positions: 24 new tokens leave a prompt its last 40."""
+    prompt = "one two three four five " * 5
+    assert llama.generate([prompt], max_new_tokens=24) == llama.generate(
+        [prompt[-40:]], max_new_tokens=24
+    )
+    with pytest.raises(EvaluationError, match="holds 64 tokens in all"):
+        llama.generate(["a"], max_new_tokens=64)
+
+
+def test_an_empty_prompt_starts_from_the_first_token(llama: HuggingFaceModel) -> None:
+    ids = torch.tensor([[1]])
+    whole = llama.module.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert llama.generate([""], max_new_tokens=8) == [decoded(llama, whole[0, 1:].tolist())]
+
+
+def test_samples_follow_the_distribution_of_the_nucleus() -> None:
+    """p = .5 .3 .15 .05 at top-p .8 leaves .5 and .3."""
+    probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    draws = torch.linspace(0, 1, 1001)[:-1]
+    logits = probabilities.log().expand(1000, 4)
+    found = torch.bincount(sampled(logits, draws, Sampling(1.0, 0.8)), minlength=4)
+    assert found.tolist() == pytest.approx([0, 625, 0, 375], abs=1)
+    found = torch.bincount(sampled(logits, draws, Sampling(1.0, 1.0)), minlength=4)
+    assert found.tolist() == pytest.approx([150, 500, 50, 300], abs=1)
+    cold = (probabilities**2 / (probabilities**2).sum() * 1000).tolist()
+    found = torch.bincount(sampled(logits, draws, Sampling(0.5, 1.0)), minlength=4)
+    assert found.tolist() == pytest.approx(cold, abs=1)
+
+
+def test_indentation_after_the_prompt_is_kept() -> None:
+    """Many tokenizers drop the space before a text's first word when they decode."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from modelglue.evaluate.encoding import Encoder
+
+    words = {"<s>": 0, "</s>": 1, "<unk>": 2, "▁def": 3, "▁return": 4, "▁": 5}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    assert tokenizer.decode([4]) == "return"
+    assert Encoder(tokenizer, 64).decode((3,), [4]) == " return"
+
+
+def test_a_second_first_token_is_not_added(llama: HuggingFaceModel) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    from modelglue.evaluate.encoding import Encoder
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    plain, opened = Encoder(tokenizer, 64).encode(["ab", "<s>ab"])
+    assert plain == opened
+    assert plain[0] == 1
