@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -221,11 +221,9 @@ def search(
 
     Report items stay unseen; `glue` with the same recipe goes on from here.
     """
-    from rich.console import Console
-
     from modelglue.recipe.search import search_families
     from modelglue.report.progress import run_progress
-    from modelglue.report.terminal import search_table
+    from modelglue.report.terminal import search_table, wide_console
 
     recipe = _recipe(config, output, device, unsafe_code)
     with run_progress() as listen:
@@ -234,7 +232,7 @@ def search(
         _print_json([asdict(path) for path in paths])
     else:
         for path in paths:
-            Console().print(search_table(path))
+            wide_console().print(search_table(path))
 
 
 @app.command()
@@ -250,7 +248,7 @@ def mix(
     mixture = load_mixture(config)
     summary = run_mix(out=out, **mixture.arguments())
     if as_json:
-        _print_json({**asdict(summary), "path": str(out)})
+        _print_json(summary.to_json())
     else:
         typer.echo(f"{out}: a router over {', '.join(summary.experts)}")
 
@@ -261,7 +259,7 @@ def evaluate(
     task: Annotated[
         list[Path], typer.Option(help="YAML: a task, a list of tasks, or a recipe; repeatable.")
     ],
-    split: Annotated[str, typer.Option(help="report or search.")] = "report",
+    split: Annotated[Literal["report", "search"], typer.Option(help="Which items.")] = "report",
     device: Device = None,
     unsafe_code: Unsafe = False,
     as_json: Json = False,
@@ -270,8 +268,6 @@ def evaluate(
     from modelglue.recipe.evaluate import evaluate_model
     from modelglue.report.listings import print_scores
 
-    if split not in ("report", "search"):
-        raise InputError(f"--split {split}: must be report or search")
     found = [each for path in task for each in _tasks(path, split)]
     scores = evaluate_model(
         model, found, split=split, device=device or "cpu", unsafe_code=unsafe_code
@@ -369,15 +365,13 @@ def _glue(recipe: "RecipeConfig", notes: tuple[str, ...], *, as_json: bool = Fal
 
 
 def _show_clustering(clustering: "Clustering") -> None:
-    from rich.console import Console
-
     from modelglue.recipe.assemble import similarity_map
-    from modelglue.report.terminal import families_table, reasons_table
+    from modelglue.report.terminal import families_table, reasons_table, wide_console
 
     shown = similarity_map(clustering)
-    Console().print(families_table(shown))
+    wide_console().print(families_table(shown))
     if shown.reasons:
-        Console().print(reasons_table(shown))
+        wide_console().print(reasons_table(shown))
 
 
 def _dry_run(recipe: "RecipeConfig", as_json: bool) -> None:

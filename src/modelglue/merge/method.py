@@ -62,12 +62,8 @@ class Parameter:
         return None
 
 
-class Combine(Protocol):
-    """The maths: chunk [n, k] fp32, base [k] or None, the parameters → [k] fp32."""
-
-    def __call__(self, chunk: Tensor, base: Tensor | None, /, **parameters: Any) -> Tensor:
-        """Merge one chunk."""
-        ...
+Combine = Callable[..., Tensor]
+"""The maths: (chunk [n, k] fp32, base [k] or None, parameters by keyword) → [k] fp32."""
 
 
 class Check(Protocol):
@@ -161,7 +157,7 @@ def merge_method(
     """Register the decorated formula as the method of that name; see `Method` for the arguments."""
 
     def enter(combine: Combine) -> Method:
-        name: str = combine.__name__  # type: ignore[attr-defined]
+        name = combine.__name__
         method = Method(name, combine, parameters, frozenset(laws), needs_base, models, check)
         return METHODS.register(name)(method)
 

@@ -163,7 +163,7 @@ def plan_of(
 
 
 def _check_vocabulary(model: Checkpoint, template: Checkpoint) -> None:
-    difference = same_vocabulary(model.path, template.path)
+    difference = same_vocabulary(model, template)
     if difference is not None:
         raise NotMergeable(
             f"{model.name} and {template.name} have different vocabularies: {difference}. Rows of "
@@ -187,7 +187,7 @@ def _tensor_plan(
         )
     sources = tuple(_source(name, spec.shape, model, template) for model in models)
     written = dtype if dtype and spec.dtype in FLOATING else spec.dtype
-    return TensorPlan(name, written, spec.shape, sources, base and name, values)
+    return TensorPlan(name, written, spec.shape, sources, name if base else None, values)
 
 
 def _source(name: str, shape: tuple[int, ...], model: Checkpoint, template: Checkpoint) -> str:

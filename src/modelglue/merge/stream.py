@@ -80,11 +80,16 @@ def output_config(plan: MergePlan) -> dict[str, object]:
 
 def provenance(plan: MergePlan, name: str) -> str:
     """The model card that says what the checkpoint was made of and how."""
-    inputs = [*plan.models, *([plan.base] if plan.base else [])]
+    inputs = [
+        (model.name, entry.model, model.fingerprint())
+        for model, entry in zip(plan.models, plan.config.models, strict=True)
+    ]
+    if plan.base is not None and plan.config.base_model is not None:
+        inputs.append((plan.base.name, plan.config.base_model, plan.base.fingerprint()))
     return model_card(
         name,
         method=plan.method,
-        inputs=[(model.name, str(model.path), model.fingerprint()) for model in inputs],
+        inputs=inputs,
         config=plan.config.to_mapping(),
     )
 

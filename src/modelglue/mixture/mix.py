@@ -47,6 +47,15 @@ class MixtureSummary:
     condition: float
     validation: Validation | None
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "path": str(self.path),
+            "experts": list(self.experts),
+            "encoder": self.encoder,
+            **_details(self),
+        }
+
 
 def mix(
     experts: Mapping[str, str | Path],

@@ -70,11 +70,14 @@ def find_families(session: Session) -> Clustering:
     def work(folder: Path) -> dict[str, Any]:
         session.tell("cluster", f"comparing {len(models)} models")
         clustering = cluster(
-            list(models.values()), names=list(models), threshold=session.config.threshold
+            list(models.values()),
+            names=list(models),
+            threshold=session.config.threshold,
+            fingerprint=True,
         )
         return {
             "clustering": clustering.to_json(),
-            "fingerprints": {name: model.fingerprint() for name, model in models.items()},
+            "fingerprints": dict(clustering.similarity.fingerprints),
             "tasks": session.inputs.task_digests(),
         }
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -71,7 +71,7 @@ class RecipeConfig:
     strategies: tuple[str, ...] = STRATEGY_DEFAULT
     device: str = "cpu"
     dtype: str = "auto"
-    batch_size: int | str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
     unsafe_code: bool = False
     title: str = "modelglue"
     root: Path = Path()
@@ -101,8 +101,16 @@ def _entry_mapping(entry: ModelEntry) -> dict[str, Any]:
     return mapping if entry.prompts is None else mapping | {"prompts": list(entry.prompts)}
 
 
-KEYS = ("models", "base", "tasks", "output", "threshold", "search", "device", "dtype")
-KEYS += ("batch_size", "unsafe_code", "title")
+SCALARS: dict[str, str] = {
+    "base": "a path or org/name",
+    "threshold": "a number from -1 to 1",
+    "device": "a device such as cpu or cuda:0",
+    "dtype": "auto, float32, bfloat16 or float16",
+    "batch_size": "auto or a whole number above 0",
+    "unsafe_code": "true or false",
+    "title": "text",
+}
+KEYS = ("models", "tasks", "output", "search", *SCALARS)
 
 
 def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
@@ -147,17 +155,6 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
     return RecipeConfig(
         models, tasks, root / value["output"], strategies=strategies, root=root, **given
     )
-
-
-SCALARS: dict[str, str] = {
-    "base": "a path or org/name",
-    "threshold": "a number from -1 to 1",
-    "device": "a device such as cpu or cuda:0",
-    "dtype": "auto, float32, bfloat16 or float16",
-    "batch_size": "auto or a whole number above 0",
-    "unsafe_code": "true or false",
-    "title": "text",
-}
 
 
 def _scalar_problem(name: str, value: object) -> str | None:

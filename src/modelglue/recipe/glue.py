@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelglue.evaluate.threads import threads_for
 from modelglue.journal import read_json
 from modelglue.recipe import choose, contest
 from modelglue.recipe.assemble import assemble
@@ -66,6 +67,7 @@ def glue(
     with (
         open_inputs(config) as inputs,
         RunDirectory(config.output, config.to_mapping()) as run,
+        threads_for(max(model.parameters for model in inputs.models.values())),
     ):
         session = Session(config, inputs, run, listen, notes)
         clustering = choose.find_families(session)

@@ -1,8 +1,9 @@
 """A family's candidates, merged into one live module and scored; nothing is written to disk."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,7 +24,9 @@ class Family:
 
     Args:
         models: checkpoint by name; their order is the order of summing.
+        references: what the user wrote for each, for the model card.
         base: gives merged models their configuration and tokenizer; by default the first model.
+        base_reference: what the user wrote for it.
         scratch: a folder for adapters merged with their base.
     """
 
@@ -31,23 +34,31 @@ class Family:
         self,
         models: Mapping[str, Checkpoint],
         *,
+        references: Mapping[str, str],
         base: Checkpoint | None,
+        base_reference: str | None,
         scratch: Path,
         device: str = "cpu",
         dtype: str = "auto",
-        batch_size: int | str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
     ) -> None:
         self.models = dict(models)
+        self._references = references
         self._base = base
+        self._base_reference = base_reference
         self._scratch = scratch
-        self._settings = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        self._load_module = partial(
+            HuggingFaceModel.load, device=device, dtype=dtype, batch_size=batch_size
+        )
         self._standing: dict[str, float] | None = None
 
     def plan(self, coefficients: Mapping[str, float]) -> MergePlan:
         """The merge with these coefficients of just the models that have one."""
         kept = [name for name in self.models if name in coefficients]
-        entries = tuple(ModelEntry(n, {"weight": coefficients[n]}) for n in kept)
-        config = MergeConfig("linear", entries, self._base and self._base.name)
+        entries = tuple(
+            ModelEntry(self._references[name], {"weight": coefficients[name]}) for name in kept
+        )
+        config = MergeConfig("linear", entries, self._base_reference)
         return plan_of(config, tuple(self.models[name] for name in kept), self._base)
 
     @cached_property
@@ -62,7 +73,7 @@ class Family:
 
     def _load(self, checkpoint: Checkpoint) -> HuggingFaceModel:
         folder = materialise(checkpoint, self._scratch / checkpoint.name)
-        return HuggingFaceModel.load(folder, **self._settings)  # type: ignore[arg-type]
+        return self._load_module(folder)
 
     def merged(self, coefficients: Mapping[str, float]) -> HuggingFaceModel:
         """The live model with these coefficients; the next call changes it in place."""

@@ -41,12 +41,14 @@ class Session:
         key = tuple(names)
         if self._family is None or self._family[0] != key:
             self._family = None  # let go of the last one's weights before loading the next
-            models = {name: self.inputs.models[name] for name in key}
+            base = self._template(key)
             self._family = (
                 key,
                 Family(
-                    models,
-                    base=self._template(key),
+                    {name: self.inputs.models[name] for name in key},
+                    references={entry.name: entry.model for entry in self.config.models},
+                    base=base,
+                    base_reference=self.config.base if base else None,
                     scratch=self.run.folder("adapters"),
                     device=self.config.device,
                     dtype=self.config.dtype,

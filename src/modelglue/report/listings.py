@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -11,7 +10,7 @@ from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval
 from modelglue.report import words
 from modelglue.report.markup import clean
-from modelglue.report.terminal import table_of
+from modelglue.report.terminal import table_of, wide_console
 
 MAX_TENSORS = 24
 
@@ -57,7 +56,7 @@ def print_methods(methods: Sequence[Mapping[str, Any]]) -> None:
 
 def print_method(method: Mapping[str, Any]) -> None:
     """One method: its formula, and its parameters with their ranges."""
-    console = Console()
+    console = wide_console()
     console.print(Text(f"{method['name']}\n", style="bold"))
     console.print(Text(method["formula"] + "\n"))
     table = table_of("Parameters", ["Name", "One for each", "Default", "Range", "Meaning"])
@@ -109,7 +108,7 @@ def print_scores(scores: Scores) -> None:
 
 
 def _print(table: Table) -> None:
-    Console().print(table)
+    wide_console().print(table)
 
 
 def _open(bound: float | None) -> str:

@@ -23,7 +23,7 @@ MAX_SINGLES = 12
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
     """The verdict, the final table, what became of the models, routing, and the notes."""
-    console = console or Console()
+    console = console or wide_console()
     verdict = words.headline(report)
     style = {"gain": "bold green", "loss": "bold red"}.get(verdict.verdict, "bold")
     for part in (*final_tables(report), fates_table(report), *routing_tables(report)):
@@ -148,6 +148,12 @@ def routing_tables(report: RunReport) -> list[Table]:
             table.add_row(Text(clean(task)), *(f"{n}" for n in counts[start : start + 6]))
         tables.append(table)
     return tables
+
+
+def wide_console() -> Console:
+    """Standard output; where it is no terminal, as wide as the tables are made for."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
 
 
 def table_of(title: str, names: Sequence[str]) -> Table:
