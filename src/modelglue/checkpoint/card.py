@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 _PACKAGES = ("modelglue", "torch", "safetensors", "transformers", "huggingface_hub", "numpy")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_THE_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@[^\s/]+")
 
 
 def model_card(
@@ -27,7 +27,8 @@ def model_card(
     Args:
         name: of the model; the title.
         method: what made it: "linear", "ties", …
-        inputs: (name, where it came from, fingerprint) of every model that went in.
+        inputs: (name, where it came from, fingerprint) of every model that went in; the second
+            is a checkpoint's `ref`, which names a model of the Hub with its revision.
         config: the configuration that was carried out, shown as YAML.
         parameters: of the method, where the configuration doesn't say them.
         versions: of packages; by default those installed.
@@ -37,7 +38,10 @@ def model_card(
         The text of README.md.
     """
     # The Hub takes only its own names for base_model, and a path of ours tells nobody anything.
-    origins = [where if _HUB_NAME.fullmatch(where) else label for label, where, _ in inputs]
+    hub = [_OF_THE_HUB.fullmatch(where) for _, where, _ in inputs]
+    origins = [
+        match["name"] if match else label for match, (label, *_) in zip(hub, inputs, strict=True)
+    ]
     front = {
         "base_model": list(dict.fromkeys(origins)),
         "library_name": "transformers",

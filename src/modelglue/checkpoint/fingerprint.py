@@ -93,15 +93,14 @@ class Digesting:
 
 
 def _canonical(value: Any) -> bytes:
-    # "surrogatepass" is not needed: what was parsed from UTF-8 JSON can still hold escapes of
-    # lone surrogates, which ASCII output carries unharmed.
+    # ASCII, since a JSON file may hold lone surrogates, which UTF-8 cannot.
     return json.dumps(value, sort_keys=True, ensure_ascii=True).encode()
 
 
-def stamp(files: Mapping[Path, os.stat_result]) -> str | None:
-    """What the files' contents are remembered by, or None while they may still be changing."""
+def stamp(config: Mapping[str, Any], files: Mapping[Path, os.stat_result]) -> str | None:
+    """What a model's content is remembered by, or None while its files may still be changing."""
     now = time.time()
-    lines = []
+    lines = [_canonical(dict(config)).decode()]
     for path, status in sorted(files.items()):
         if now - max(status.st_mtime, status.st_ctime) < _SETTLED:
             return None

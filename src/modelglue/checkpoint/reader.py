@@ -32,7 +32,7 @@ class Checkpoint:
     Attributes:
         path: the folder.
         name: the folder's name.
-        ref: how it was named by whoever opened it.
+        ref: how it was named by whoever opened it; "org/name@commit" for a model of the Hub.
         folders: where tokenizer files and the like are, the first that has one counts.
         config: what `config.json` holds.
         tensors: name → place, dtype and shape, in the order of the files.
@@ -164,10 +164,9 @@ class Checkpoint:
         return Digesting(self)
 
     def stamp(self) -> str | None:
-        """What tells the files apart without reading them; None where nothing could."""
-        return stamp(
-            {spec.file: self._descriptors.status(spec.file) for spec in self.tensors.values()}
-        )
+        """What the content is remembered by without reading it; None where nothing could be."""
+        files = {spec.file for spec in self.tensors.values()}
+        return stamp(self.config, {file: self._descriptors.status(file) for file in files})
 
     def close(self) -> None:
         """Close the files; reading opens them again."""

@@ -34,8 +34,8 @@ def open_checkpoint(ref: str | Path, *, root: Path | None = None) -> Checkpoint:
     if not plus:
         return _open_plain(text, root)
     base = open_checkpoint(left, root=root)
-    folder, name = _locate(right, root)
-    return LoraCheckpoint(base, open_adapter(folder, name=name), ref=text)
+    folder, name, ref = _locate(right, root)
+    return LoraCheckpoint(base, open_adapter(folder, name=name), ref=f"{base.ref}+{ref}")
 
 
 def materialise(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -58,9 +58,9 @@ def materialise(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def _open_plain(text: str, root: Path | None) -> Checkpoint:
-    folder, name = _locate(text, root)
+    folder, name, ref = _locate(text, root)
     checkpoint = Checkpoint.open(folder)
-    checkpoint.name, checkpoint.ref = name, text
+    checkpoint.name, checkpoint.ref = name, ref
     return checkpoint
 
 
@@ -80,8 +80,11 @@ def _split(text: str, root: Path | None) -> tuple[str, str, str]:
     return text.rpartition("+") if places else (text, "", "")
 
 
-def _locate(text: str, root: Path | None) -> tuple[Path, str]:
-    """The folder of a model or adapter and its name, fetched from the Hub if it is one there."""
+def _locate(text: str, root: Path | None) -> tuple[Path, str, str]:
+    """The folder of a model or adapter, its name, and what to call it in a record.
+
+    It is fetched if it is one of the Hub; its record then has the revision that was fetched.
+    """
     path = _local(text, root)
     hub = _HUB.fullmatch(text)
     is_path = path.exists() or not hub or _local(text.split("/")[0], root).is_dir()
@@ -91,5 +94,7 @@ def _locate(text: str, root: Path | None) -> tuple[Path, str]:
                 f"{path}: there is no such folder{near(path)}. (A model of the Hub is named "
                 "org/name or org/name@revision.)"
             )
-        return path, path.name or path.resolve().name
-    return fetch(hub["name"], hub["revision"]), hub["name"].split("/")[1]
+        return path, path.name or path.resolve().name, text
+    folder = fetch(hub["name"], hub["revision"])
+    # The Hub's cache names the folder after the commit.
+    return folder, hub["name"].split("/")[1], f"{hub['name']}@{folder.name}"
