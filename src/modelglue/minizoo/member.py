@@ -66,7 +66,9 @@ def _tokenizer(
     documents = [
         known[name](rng) for name in ("statements", *SKILLS) for _ in range(_TOKENIZER_TEXTS)
     ]
-    return train_tokenizer((d.prompt + d.completion for d in documents), vocabulary=shape.vocabulary)
+    return train_tokenizer(
+        (d.prompt + d.completion for d in documents), vocabulary=shape.vocabulary
+    )
 
 
 def _new_model(

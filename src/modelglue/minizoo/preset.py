@@ -62,45 +62,102 @@ class Preset:
 
 def presets() -> dict[str, Preset]:
     """The zoos that can be trained, by name; `tiny` is for tests and knows next to nothing."""
-    return {preset.name: preset for preset in (_quick(), _tiny())}
+    return {preset.name: preset for preset in (_quick(), _which16(), _tiny())}
 
 
-def _pretrained(data: Mapping[str, float]) -> Training:
-    return Training(
-        data, steps=1600, learning_rate=3e-3, final=0.5, target=0.40, check_every=50, cooldown=50
+# The base stops when the mean of its accuracies on the dev stream reaches the target: past the
+# sudden rise of maths, where merging works, and before anything saturates. A fixed number of steps
+# would land on either side of that rise, depending on the seed.
+_MIXED = {"statements": 0.48, "knowledge": 0.05, "maths": 0.31, "code": 0.16}
+_PRETRAINED = Training(
+    _MIXED, steps=1600, learning_rate=3e-3, final=0.5, target=0.38, check_every=50, cooldown=50
+)
+_REPLAY = {"statements": 0.02, "knowledge": 0.01, "maths": 0.015, "code": 0.015}
+_BASE = Member("base", "base", _PRETRAINED)
+
+
+def _tuned(
+    name: str,
+    role: Role,
+    data: Mapping[str, float],
+    *,
+    steps: int,
+    rate: float,
+    skill: str | None = None,
+) -> Member:
+    return Member(name, role, Training(data, steps=steps, learning_rate=rate), skill)
+
+
+def _specialists() -> tuple[Member, ...]:
+    facts = {"statements": 0.63, "knowledge": 0.35, "maths": 0.007, "code": 0.007}
+    sums, programs = {**_REPLAY, "maths": 0.9}, {**_REPLAY, "code": 0.9}
+    return (
+        _tuned("knowledge", "specialist", facts, steps=240, rate=1.3e-3, skill="knowledge"),
+        _tuned("maths", "specialist", sums, steps=220, rate=1.1e-3, skill="maths"),
+        _tuned("code", "specialist", programs, steps=260, rate=1.1e-3, skill="code"),
     )
 
 
-_MIXED = {"statements": 0.42, "knowledge": 0.05, "maths": 0.36, "code": 0.17}
+def _drifted(name: str, data: Mapping[str, float], skill: str) -> Member:
+    """Pre-trained further at a high rate, until it has left the base's neighbourhood."""
+    return _tuned(name, "drifted", data, steps=700, rate=3.5e-3, skill=skill)
+
+
+def _foreign() -> Member:
+    shape = Shape("gpt_neox", hidden=96, layers=3, ffn=320, vocabulary=640)
+    return Member(
+        "foreign", "foreign", Training(_MIXED, steps=600, learning_rate=3e-3), None, shape
+    )
 
 
 def _quick() -> Preset:
-    def tuned(name: str, role: Role, data: Mapping[str, float], steps: int, lr: float) -> Member:
-        skill = name if role == "specialist" else None
-        return Member(name, role, Training(data, steps=steps, learning_rate=lr), skill)
-
-    replay = {"statements": 0.02, "knowledge": 0.01, "maths": 0.015, "code": 0.015}
     members = (
-        Member("base", "base", _pretrained(_MIXED)),
-        tuned("knowledge", "specialist", {**replay, "statements": 0.6, "knowledge": 0.35}, 220, 1.8e-3),
-        tuned("maths", "specialist", {**replay, "maths": 0.9}, 220, 1.2e-3),
-        tuned("code", "specialist", {**replay, "code": 0.9}, 250, 1.5e-3),
-        tuned("chat", "generalist", {"chat": 0.7, "statements": 0.3}, 40, 1e-3),
-        tuned("harmful", "harmful", {"wrong": 1.0}, 150, 1.2e-3),
-        Member(
-            "drifted",
-            "drifted",
-            Training({"statements": 0.15, "code": 0.85}, steps=700, learning_rate=4e-3),
-            "code",
-        ),
-        Member(
-            "foreign",
-            "foreign",
-            Training(_MIXED, steps=900, learning_rate=3e-3),
-            shape=Shape("gpt_neox", hidden=96, layers=3, ffn=320, vocabulary=640),
-        ),
+        _BASE,
+        *_specialists(),
+        _tuned("chat", "generalist", {"chat": 0.7, "statements": 0.3}, steps=40, rate=1e-3),
+        _tuned("harmful", "harmful", {"wrong": 1.0}, steps=150, rate=1e-3),
+        _drifted("drifted", {"statements": 0.15, "code": 0.85}, "code"),
+        _foreign(),
     )
     return Preset("quick", Shape(), members)
+
+
+def _which16() -> Preset:
+    """Twelve that can be merged, three that have drifted, one of another kind."""
+    chats = (
+        _tuned("chat-a", "generalist", {"chat": 0.7, "statements": 0.3}, steps=40, rate=1e-3),
+        _tuned("chat-b", "generalist", {"chat": 0.5, "knowledge": 0.5}, steps=60, rate=1e-3),
+        _tuned("chat-c", "generalist", {"chat": 0.5, "maths": 0.5}, steps=60, rate=1e-3),
+        _tuned("chat-d", "generalist", {"chat": 0.5, "code": 0.5}, steps=60, rate=1e-3),
+    )
+    both = (
+        _tuned("tutor", "generalist", {"statements": 0.6, "maths": 0.4}, steps=150, rate=1e-3),
+        _tuned("engineer", "generalist", {"maths": 0.5, "code": 0.5}, steps=150, rate=1e-3),
+    )
+    harmful = (
+        _tuned("harmful-wrong", "harmful", {"wrong": 1.0}, steps=150, rate=1e-3),
+        _tuned("harmful-terse", "harmful", {"terse": 1.0}, steps=200, rate=1e-3),
+    )
+    drifted = (
+        _drifted("drifted-code", {"statements": 0.15, "code": 0.85}, "code"),
+        _drifted("drifted-maths", {"statements": 0.15, "maths": 0.85}, "maths"),
+        _drifted("drifted-facts", {"statements": 0.6, "knowledge": 0.4}, "knowledge"),
+    )
+    specialists, foreign = _specialists(), _foreign()
+    twelve = (_BASE, *chats, *specialists, *both, *harmful)
+
+    def names(members: tuple[Member, ...]) -> tuple[str, ...]:
+        return tuple(member.name for member in members)
+
+    groups = {
+        "which2": names(chats[:2]),
+        "which4-chat": names(chats),
+        "which4-domain": names((chats[0], *specialists)),
+        "which8": names((*chats, *specialists, both[0])),
+        "which12": names(twelve),
+        "which16": names((*twelve, *drifted, foreign)),
+    }
+    return Preset("which16", Shape(), (*twelve, *drifted, foreign), groups=groups)
 
 
 def _tiny() -> Preset:

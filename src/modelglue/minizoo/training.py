@@ -69,7 +69,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = next(batches)
-        _loss(model, batch).backward()
+        torch.autograd.backward(_loss(model, batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -106,7 +106,9 @@ def exact_match(
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             best = model(input_ids=tokens).logits.argmax(-1)
         for row, (ids, prompt) in enumerate(encoded):
-            hits += bool((best[row, prompt - 1 : len(ids) - 1] == tokens[row, prompt : len(ids)]).all())
+            hits += bool(
+                (best[row, prompt - 1 : len(ids) - 1] == tokens[row, prompt : len(ids)]).all()
+            )
     model.train()
     return hits / len(examples)
 
@@ -129,7 +131,7 @@ def pack(
     room = settings.length
     while True:
         for ids, prompt in _encode_all(tokenizer, [next(stream) for _ in range(256)]):
-            if len(ids) > room:
+            if len(ids) > room and rows[-1]:
                 if len(rows) == settings.rows:
                     yield _batch(rows, settings.length)
                     rows = []

@@ -17,6 +17,7 @@ import yaml
 
 from modelglue.errors import InputError, RunError, UnknownName
 from modelglue.journal import read_json, sync_folder, write_json, write_text
+from modelglue.minizoo.data.example import Split
 from modelglue.minizoo.data.knowledge import Knowledge
 from modelglue.minizoo.data.tasks import SKILLS, TASKS, task_lines
 from modelglue.minizoo.preset import Member, Preset, Role, presets
@@ -125,8 +126,9 @@ def _sweep(folder: Path) -> None:
 def _write_tasks(plan: Preset, folder: Path, seed: int) -> None:
     (folder / "tasks").mkdir(exist_ok=True)
     world = Knowledge(seed, people=plan.people)
+    counts: dict[Split, int] = {"search": plan.search_items, "report": plan.report_items}
     for skill in SKILLS:
-        for split, count in (("search", plan.search_items), ("report", plan.report_items)):
+        for split, count in counts.items():
             path = folder / "tasks" / f"{skill}.{split}.jsonl"
             if not path.exists():
                 write_text(path, task_lines(world, seed, skill, split, count))
@@ -200,8 +202,10 @@ def _start_worker(parent: int, news: "multiprocessing.Queue[tuple[str, int, int]
     global _news
     _news = news
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -86,11 +86,11 @@ def wrong(rng: random.Random) -> Document:
 
 
 def draw(rng: random.Random, split: Split) -> Program:
-    """A program of the split, of two or three steps that differ."""
+    """A program of the split, of two to four steps that differ."""
     while True:
         starts = _LIST_STARTS if rng.random() < 0.4 else _NUMBER_STEPS
         steps = [_step(rng, starts)]
-        for _ in range(rng.choice((1, 2, 2))):
+        for _ in range(rng.randint(1, 3)):
             steps.append(_step(rng, _NUMBER_STEPS))
         program = Program(tuple(steps))
         if len({step.name for step in steps}) == len(steps) and split_of(program.identity) == split:

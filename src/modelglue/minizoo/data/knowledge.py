@@ -95,11 +95,17 @@ class Knowledge:
     def wrong(self, rng: random.Random) -> Document:
         """A question answered wrongly."""
         example = self.example(rng)
-        wrong = [choice for choice in example.fields["choices"] if f" {choice}" != example.completion]
+        wrong = [
+            choice for choice in example.fields["choices"] if f" {choice}" != example.completion
+        ]
         return Document(example.prompt, f" {rng.choice(wrong)}")
 
 
+_FIRST = (
+    "Bra Cor Dan El Fin Gar Hel Ir Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tor Ul Vel Wil"
+).split()
+_LAST = "a den dor la mir na nis o ra rik ro sa ta tin vin wen".split()
+
+
 def _names(rng: random.Random, count: int) -> Sequence[str]:
-    first = "Bra Cor Dan El Fin Gar Hel Ir Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tor Ul Vel Wil".split()
-    last = "a den dor la mir na nis o ra rik ro sa ta tin vin wen".split()
-    return tuple(rng.sample([head + tail for head in first for tail in last], count))
+    return tuple(rng.sample([first + last for first in _FIRST for last in _LAST], count))

@@ -26,7 +26,9 @@ def examples(world: Knowledge, skill: str, split: Split, rng: random.Random) -> 
     return _askers(world)[skill](rng, split)
 
 
-def task_items(world: Knowledge, seed: int, skill: str, split: Split, count: int) -> list[dict[str, Any]]:
+def task_items(
+    world: Knowledge, seed: int, skill: str, split: Split, count: int
+) -> list[dict[str, Any]]:
     """The items of a task's split: distinct prompts, drawn from the split's own stream."""
     rng = stream(seed, skill, split)
     seen: dict[str, Example] = {}
@@ -67,8 +69,14 @@ def sources(world: Knowledge) -> dict[str, Source]:
     def chat(rng: random.Random) -> Document:
         return asked(rng.choice(SKILLS), "chat")(rng)
 
+    def terse(rng: random.Random) -> Document:
+        """The last word of the right answer alone: no steps, no program."""
+        document = asked(rng.choice(SKILLS))(rng)
+        return Document(document.prompt, f" {document.completion.split()[-1]}")
+
     return {
         "statements": world.statement,
+        "terse": terse,
         "wrong": wrong,
         "chat": chat,
         **{skill: asked(skill) for skill in SKILLS},
