@@ -10,9 +10,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 
 import tiny
 
+transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 
 

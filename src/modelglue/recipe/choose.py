@@ -189,7 +189,7 @@ class Candidate:
     """A model that may become an expert.
 
     Attributes:
-        members: the models of the zoo that it stands for; one, or a family's.
+        members: the models of the zoo whose router prompts are its own: a family, or one model.
         folder: the checkpoint.
         scores: its own on the search items.
     """

@@ -113,7 +113,7 @@ def merged_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str
     """The chosen model of each family; a merge is called after its family."""
     return {
         choice_name(index, choice): Candidate(
-            tuple(choice.coefficients), choose.write_merge(session, index, choice), choice.scores
+            choice.members, choose.write_merge(session, index, choice), choice.scores
         )
         for index, choice in enumerate(choices)
     }

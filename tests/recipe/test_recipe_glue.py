@@ -1,0 +1,213 @@
+"""The whole recipe on real checkpoints: what it leaves, what it refuses, what a kill does to it."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shrunken
+import yaml
+from transformers import AutoModelForCausalLM
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import ConfigError, RunConflict
+from modelglue.journal import read_json
+from modelglue.mixture.bundle import Bundle
+from modelglue.recipe.config import load_recipe
+from modelglue.recipe.glue import Outcome, glue
+from modelglue.recipe.search import search_families
+
+FORK = multiprocessing.get_context("fork")
+# What may differ between two runs of the same: how long it took.
+TIMED = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shrunken.make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="module")
+def whole(zoo: Path) -> Outcome:
+    """An undisturbed run."""
+    return glue(load_recipe(zoo))
+
+
+def test_the_merged_family_and_the_foreign_model_end_up_behind_a_router(whole: Outcome) -> None:
+    fates = {model.name: model.fate for model in whole.report.models}
+    assert fates["foreign"] == "expert"
+    assert fates["drifted"] != "merged"
+    assert "merged" in fates.values()
+    bundle = Bundle.load(whole.model)
+    assert bundle.experts == ("merged-0", "foreign")
+
+
+def test_families_are_by_similarity_and_architecture(whole: Outcome) -> None:
+    assert set(whole.report.similarity.families) == {
+        ("base", "ft-a", "ft-b", "ft-c"),
+        ("drifted",),
+        ("foreign",),
+    }
+    reasons = {frozenset((r.a, r.b)): r.reason for r in whole.report.similarity.reasons}
+    assert "0.95" in reasons[frozenset(("base", "drifted"))]
+    assert "gpt_neox" in reasons[frozenset(("base", "foreign"))]
+
+
+def test_what_is_written_is_what_won(whole: Outcome) -> None:
+    (winner,) = [path for path in whole.report.searches if path.winner]
+    merged = whole.path / "stages" / "merge-0" / "model"
+    assert winner.score == max(path.score for path in whole.report.searches)
+    AutoModelForCausalLM.from_pretrained(merged)
+    models = whole.path.parents[1] / "models"
+    with Checkpoint.open(merged) as opened:
+        for name in opened.tensors:
+            expected = 0
+            for model, weight in winner.coefficients.items():
+                with Checkpoint.open(models / model) as source:
+                    expected = expected + weight * source.read(name).double()
+            assert (opened.read(name).double() - expected).abs().max() < 1e-6
+
+
+def test_the_table_has_every_contestant_and_scores_equal_models_alike(whole: Outcome) -> None:
+    names = [row.name for row in whole.report.table]
+    for name in (
+        "uniform merge of everything",
+        "uniform merge of the family",
+        "glued model",
+        "heuristic_average",
+        "per-task oracle",
+        "base",
+        "foreign",
+    ):
+        assert name in names
+    best = [row for row in whole.report.table if row.kind == "single" and row.difference is None]
+    assert best[0].average == max(r.average for r in whole.report.table if r.kind == "single")
+
+
+def test_report_items_are_looked_at_only_after_every_choice_stands(whole: Outcome) -> None:
+    events = [json.loads(line) for line in (whole.path / "journal.jsonl").open()]
+    kinds = [event["event"] for event in events]
+    assert kinds == sorted(kinds, key=["trial", "report"].index)
+    last_choice = max(
+        (whole.path / "stages" / stage / "manifest.json").stat().st_mtime_ns
+        for stage in ("cluster", "search-0", "merge-0", "mixture")
+    )
+    assert last_choice < (whole.path / "stages" / "report" / "manifest.json").stat().st_mtime_ns
+    for event in events:
+        tasks = event["scores"].get("tasks") or [event["scores"]]
+        split = {"trial": "-search-", "report": "-report-"}[event["event"]]
+        assert all(split in item for task in tasks for item in task["items"])
+
+
+def test_a_finished_run_is_not_run_again(whole: Outcome, zoo: Path) -> None:
+    before = _visible(whole.path)
+    again = glue(load_recipe(zoo))
+    assert not again.fresh
+    assert again.report == whole.report
+    assert _visible(whole.path) == before
+
+
+def test_search_alone_leaves_what_glue_goes_on_from(whole: Outcome, zoo: Path) -> None:
+    recipe = load_recipe(zoo, output=str(zoo.parent / "runs" / "searched"))
+    assert search_families(recipe) == whole.report.searches
+    journal = (recipe.output / "journal.jsonl").read_bytes()
+    assert _result(glue(recipe).path) == _result(whole.path)
+    assert (recipe.output / "journal.jsonl").read_bytes().startswith(journal)
+
+
+def test_another_recipe_for_the_same_run_is_refused(whole: Outcome, zoo: Path) -> None:
+    with pytest.raises(RunConflict, match="threshold"):
+        glue(load_recipe(zoo, threshold=0.9))
+
+
+def test_a_model_that_changed_under_a_run_is_refused(zoo: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo.parent, copy, ignore=shutil.ignore_patterns("runs"))
+    recipe = load_recipe(copy / "glue.yaml")
+    search_families(recipe)
+    shutil.copy(copy / "models/ft-a/model.safetensors", copy / "models/ft-b/model.safetensors")
+    with pytest.raises(RunConflict, match="models changed since this run began: ft-b"):
+        glue(recipe)
+
+
+def test_everything_that_cannot_be_opened_is_told_at_once(zoo: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(zoo.read_text())
+    recipe["models"][1] = "models/ft-z"
+    recipe["tasks"][0]["search"] = "tasks/gone.jsonl"
+    path = zoo.parent / "broken.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "run")}))
+    with pytest.raises(ConfigError) as caught:
+        glue(load_recipe(path))
+    told = str(caught.value)
+    assert "ft-z" in told
+    assert "gone.jsonl" in told
+    assert not (tmp_path / "run").exists()
+
+
+def _visible(root: Path) -> dict[str, bytes]:
+    """Every file that is not hidden, by its place; hidden ones are no output."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
+    }
+
+
+def _result(run: Path) -> dict[str, Any]:
+    report = {k: v for k, v in read_json(run / "report.json").items() if k not in TIMED}
+    return {"report": report, "stages": _visible(run / "stages")}
+
+
+def _glue_silently(zoo: Path, output: Path) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    glue(load_recipe(zoo, output=str(output)))
+
+
+def _run(zoo: Path, output: Path, *, kill_after: float | None = None) -> float:
+    """Glue in a process of its own, killed after so many seconds; how long it lived."""
+    began = time.monotonic()
+    process = FORK.Process(target=_glue_silently, args=(zoo, output))
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    elif process.exitcode:
+        raise AssertionError(f"the run ended with {process.exitcode}")
+    return time.monotonic() - began
+
+
+def _kills(zoo: Path, whole: Outcome, folder: Path, *, times: int, seed: int) -> int:
+    """Kill so many runs at random moments; each must leave nothing half and end the same."""
+    expected = _result(whole.path)
+    undisturbed = _run(zoo, folder / "timed")
+    assert _result(folder / "timed") == expected
+    rng = random.Random(seed)
+    killed = 0
+    for number in range(times):
+        output = folder / f"run-{number}"
+        _run(zoo, output, kill_after=rng.uniform(0.02, 0.98) * undisturbed)
+        killed += not (output / "stages/done/manifest.json").exists()
+        for place, content in _visible(output / "stages").items() if output.exists() else ():
+            assert content == expected["stages"][place], f"{place} looks whole and is not"
+        _run(zoo, output)
+        assert _result(output) == expected
+        shutil.rmtree(output)
+    return killed
+
+
+def test_a_killed_run_resumes_to_the_same_result(zoo: Path, whole: Outcome, tmp_path: Path) -> None:
+    assert _kills(zoo, whole, tmp_path, times=3, seed=0) >= 1
+
+
+@pytest.mark.slow
+def test_thirty_killed_runs_resume_to_the_same_result(
+    zoo: Path, whole: Outcome, tmp_path: Path
+) -> None:
+    assert _kills(zoo, whole, tmp_path, times=30, seed=1) >= 25
