@@ -92,7 +92,7 @@ def _specialists() -> tuple[Member, ...]:
     facts = {"statements": 0.63, "knowledge": 0.35, "maths": 0.007, "code": 0.007}
     sums, programs = {**_REPLAY, "maths": 0.9}, {**_REPLAY, "code": 0.9}
     return (
-        _tuned("knowledge", "specialist", facts, steps=240, rate=1.3e-3, skill="knowledge"),
+        _tuned("knowledge", "specialist", facts, steps=130, rate=1.3e-3, skill="knowledge"),
         _tuned("maths", "specialist", sums, steps=220, rate=1.1e-3, skill="maths"),
         _tuned("code", "specialist", programs, steps=260, rate=1.1e-3, skill="code"),
     )

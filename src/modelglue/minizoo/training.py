@@ -1,9 +1,11 @@
 """Training of one model on a stream of documents, on one core."""
 
+import functools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -103,7 +105,7 @@ def exact_match(
         tokens = torch.zeros(len(part), length, dtype=torch.long)
         for row, (ids, _) in enumerate(encoded):
             tokens[row, : len(ids)] = torch.tensor(ids)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode(), _autocast():
             best = model(input_ids=tokens).logits.argmax(-1)
         for row, (ids, prompt) in enumerate(encoded):
             hits += bool(
@@ -163,7 +165,7 @@ def _batch(rows: Sequence[Sequence[tuple[list[int], int]]], length: int) -> Batc
 
 
 def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with _autocast():
         logits = model(
             input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask
         ).logits
@@ -176,6 +178,19 @@ def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         reduction="none",
     )
     return (losses * weights[chosen]).sum() / weights.sum()
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; where it would be emulated, fp32 is faster."""
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _autocast() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=_has_bfloat16())
 
 
 def _schedule(settings: Training, step: int, met: int | None) -> float:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -66,13 +67,14 @@ def train_zoo(
 ) -> Zoo:
     """Train the zoo `preset` into `folder`, or what is missing of it.
 
-    The result depends on preset and seed alone, not on `workers` (processes of one thread each;
-    by default one a core) nor on being interrupted. `progress` is called as
+    On one machine the result depends on preset and seed alone, not on `workers` (processes of one
+    thread each; by default one a core) nor on being interrupted. `progress` is called as
     `progress(model=…, step=…, steps=…)`, and with `seconds=…` when a model stands.
 
     Raises:
         UnknownName: there is no such preset.
         InputError: the folder holds something else, or a zoo of another preset or seed.
+        RunError: a training process was killed.
     """
     plan = _preset(preset)
     request = {"preset": preset, "seed": seed, "digest": _digest(plan)}
@@ -167,6 +169,11 @@ def _train_missing(
                 for future in done:
                     member = running.pop(future)
                     report(model=member.name, seconds=future.result())
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a training process ended from outside (killed, or out of memory). What stands is "
+                "kept; start again to go on."
+            ) from error
         except BaseException:
             # A failed or interrupted zoo stops at once; what stands is kept for the next call.
             for process in list((pool._processes or {}).values()):

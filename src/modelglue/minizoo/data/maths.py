@@ -13,7 +13,7 @@ _VERBS = {
     "-": ("loses {n}", "sells {n}", "gives away {n}", "breaks {n}"),
     "*": ("has {n} times as many", "makes it {n} times as many"),
 }
-_LARGEST = 40
+_LARGEST = 50
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def wrong(rng: random.Random, people: Sequence[str]) -> Document:
 
 
 def draw(rng: random.Random, split: Split) -> Problem:
-    """A problem of the split whose numbers stay within 0 … 40."""
+    """A problem of the split whose numbers stay within 0 … 50."""
     while True:
-        problem = Problem(rng.randint(2, 15), (_step(rng), _step(rng)))
+        problem = Problem(rng.randint(2, 20), (_step(rng), _step(rng)))
         middle = _apply(problem.start, *problem.steps[0])
         if not (0 <= middle <= _LARGEST and 0 <= problem.answer() <= _LARGEST):
             continue
@@ -83,7 +83,7 @@ def draw(rng: random.Random, split: Split) -> Problem:
 
 def _step(rng: random.Random) -> tuple[str, int]:
     sign = rng.choice("++--*")
-    return sign, rng.randint(2, 3) if sign == "*" else rng.randint(1, 9)
+    return sign, rng.randint(2, 3) if sign == "*" else rng.randint(1, 12)
 
 
 def _apply(value: int, sign: str, n: int) -> int:
