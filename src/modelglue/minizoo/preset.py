@@ -100,7 +100,7 @@ def _specialists() -> tuple[Member, ...]:
 
 def _drifted(name: str, data: Mapping[str, float], skill: str) -> Member:
     """Pre-trained further at a high rate, until it has left the base's neighbourhood."""
-    return _tuned(name, "drifted", data, steps=700, rate=3.5e-3, skill=skill)
+    return _tuned(name, "drifted", data, steps=700, rate=4e-3, skill=skill)
 
 
 def _foreign() -> Member:
