@@ -84,16 +84,17 @@ def open_and_read(folder: Path, original: Path) -> str:
     return "read"
 
 
-torch.set_num_threads(1)
-resource.setrlimit(resource.RLIMIT_AS, (in_use() + HEADROOM, in_use() + HEADROOM))
-for line in sys.stdin:
-    start = time.monotonic()
-    try:
-        outcome = open_and_read(*map(Path, line.rstrip("\n").split("\t")))
-    except CheckpointError as error:
-        outcome = f"refused: {error}"
-    except BaseException as error:  # noqa: BLE001
-        outcome = f"{type(error).__name__}: {error}"
-    answer = {"outcome": outcome, "seconds": time.monotonic() - start}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use() + HEADROOM, in_use() + HEADROOM))
+    for line in sys.stdin:
+        start = time.monotonic()
+        try:
+            outcome = open_and_read(*map(Path, line.rstrip("\n").split("\t")))
+        except CheckpointError as error:
+            outcome = f"refused: {error}"
+        except BaseException as error:  # noqa: BLE001
+            outcome = f"{type(error).__name__}: {error}"
+        answer = {"outcome": outcome, "seconds": time.monotonic() - start}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from modelglue.checkpoint.writer import COMPANIONS
+from modelglue.checkpoint.companions import COMPANIONS
 from modelglue.errors import CheckpointNotFound
 
 _SMALL = [

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.coverage import Coverage
 from modelglue.checkpoint.layout import Shard, plan_shards
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
@@ -27,28 +28,6 @@ from modelglue.journal import sync_folder
 
 if TYPE_CHECKING:
     import torch
-
-# What belongs to a model beside its weights and its configuration.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "tokenizer.model.v3",
-    "tekken.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 class CheckpointWriter:
@@ -264,26 +243,6 @@ class CheckpointWriter:
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
-
-
-def companions(folder: Path, *, code: bool = False) -> dict[str, bytes]:
-    """The tokenizer files, chat templates and generation configuration of a model folder.
-
-    Args:
-        folder: of the model.
-        code: also the Python files that a configuration with `auto_map` names.
-
-    Returns:
-        Contents by path relative to the folder.
-    """
-    found: dict[str, bytes] = {}
-    wanted = [folder / name for name in COMPANIONS]
-    if code:
-        wanted += sorted(folder.glob("*.py"))
-    for path in wanted:
-        inner = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found.update({str(p.relative_to(folder)): p.read_bytes() for p in inner if p.is_file()})
-    return found
 
 
 def _allocate(descriptor: int, nbytes: int) -> None:
