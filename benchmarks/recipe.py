@@ -109,7 +109,7 @@ def leave_one_out(run: Glued) -> dict[str, Interval]:
     """What leaving out each kept model changes: report average without it, minus with it."""
     winner = next(path for path in run.outcome.report.searches if path.winner)
     found = {}
-    bundle, label = run.bundle, f"merged-{winner.family}"
+    bundle, label = run.bundle, f"merged-{winner.family + 1}"
     glued = run.scores["glued model"]
     routes = _routes(run, bundle) if bundle else None
     merge_counts = len(winner.coefficients) > 1 and (bundle is None or label in bundle.experts)

@@ -45,7 +45,7 @@ def test_the_merged_family_and_the_foreign_model_end_up_behind_a_router(whole: O
     assert fates["drifted"] != "merged"
     assert "merged" in fates.values()
     bundle = Bundle.load(whole.model)
-    assert bundle.experts == ("merged-0", "foreign")
+    assert bundle.experts == ("merged-1", "foreign")
 
 
 def test_families_are_by_similarity_and_architecture(whole: Outcome) -> None:
@@ -61,7 +61,7 @@ def test_families_are_by_similarity_and_architecture(whole: Outcome) -> None:
 
 def test_what_is_written_is_what_won(whole: Outcome) -> None:
     (winner,) = [path for path in whole.report.searches if path.winner]
-    merged = whole.path / "stages" / "merge-0" / "model"
+    merged = whole.path / "stages" / "merge-1" / "model"
     assert winner.score == max(path.score for path in whole.report.searches)
     AutoModelForCausalLM.from_pretrained(merged)
     models = whole.path.parents[1] / "models"
@@ -96,7 +96,7 @@ def test_report_items_are_looked_at_only_after_every_choice_stands(whole: Outcom
     assert kinds == sorted(kinds, key=["trial", "report"].index)
     last_choice = max(
         (whole.path / "stages" / stage / "manifest.json").stat().st_mtime_ns
-        for stage in ("cluster", "search-0", "merge-0", "mixture")
+        for stage in ("cluster", "search-1", "merge-1", "mixture")
     )
     assert last_choice < (whole.path / "stages" / "report" / "manifest.json").stat().st_mtime_ns
     for event in events:

@@ -1,7 +1,7 @@
 """What a user writes to ask for a merge: mergekit's YAML, checked completely before any work.
 
 Understood here: `merge_method`, `models` (each with `model` and `parameters`), `base_model`,
-`parameters`, `dtype`. Relative paths are relative to the file.
+`parameters`, `dtype`. Relative paths are looked up beside the file, then where the command is run.
 """
 
 from collections.abc import Mapping

@@ -7,6 +7,7 @@ Whatever can be wrong is wrong here. Two executors run the same plan: `stream` (
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.naming import place
@@ -139,9 +140,16 @@ def make_plan(config: MergeConfig) -> MergePlan:
         NotMergeable: vocabularies or tensor names differ.
         ShapeMismatch: the same tensor has different shapes.
     """
-    models = tuple(open_checkpoint(entry.model, root=config.root) for entry in config.models)
-    base = open_checkpoint(config.base_model, root=config.root) if config.base_model else None
+    models = tuple(_open(entry.model, config.root) for entry in config.models)
+    base = _open(config.base_model, config.root) if config.base_model else None
     return plan_of(config, models, base)
+
+
+def _open(reference: str, root: Path) -> Checkpoint:
+    """Beside the configuration, or where the command is run, as mergekit has it."""
+    here = Path(reference.split("+")[0])
+    beside = (root / here).exists()
+    return open_checkpoint(reference, root=root if beside or not here.exists() else None)
 
 
 def plan_of(

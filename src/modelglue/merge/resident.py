@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.spec import dtype_name
 from modelglue.errors import NotMergeable
 from modelglue.merge.chunks import merge_rows, row_chunks
 from modelglue.merge.plan import MergePlan, TensorPlan
@@ -82,7 +83,14 @@ def _read_all(plan: MergePlan, index: int, checkpoint: Checkpoint) -> dict[str, 
 
 def _module_tensors(plan: MergePlan, state: Mapping[str, Tensor]) -> tuple[TensorPlan, ...]:
     return tuple(
-        TensorPlan(name, "", tuple(tensor.shape), (name,) * len(plan.models), name, {})
+        TensorPlan(
+            name,
+            dtype_name(tensor.dtype),
+            tuple(tensor.shape),
+            (name,) * len(plan.models),
+            name,
+            {},
+        )
         for name, tensor in state.items()
         if tensor.is_floating_point()
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from modelglue.checkpoint.card import model_card
+from modelglue.checkpoint.spec import torch_dtype
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.merge.chunks import merge_rows, row_chunks
 from modelglue.merge.plan import MergePlan, TensorPlan
@@ -50,7 +51,7 @@ def execute(
 
         def work(tensor: TensorPlan, rows: slice) -> int:
             merged = merge_rows(plan, tensor, rows, _reader(plan, tensor))
-            writer.write(tensor.name, merged, start_row=rows.start)
+            writer.write(tensor.name, merged.to(torch_dtype(tensor.dtype)), start_row=rows.start)
             return merged.numel()
 
         pieces = ((tensor, rows) for tensor in plan.tensors for rows in row_chunks(tensor))
@@ -61,7 +62,7 @@ def execute(
                     progress(done, total)
         writer.commit(
             config=output_config(plan),
-            files_from=plan.template.path,
+            files_from=plan.template,
             card=card if card is not None else provenance(plan, out.name),
         )
     return out
@@ -80,16 +81,11 @@ def output_config(plan: MergePlan) -> dict[str, object]:
 
 def provenance(plan: MergePlan, name: str) -> str:
     """The model card that says what the checkpoint was made of and how."""
-    inputs = [
-        (model.name, entry.model, model.fingerprint())
-        for model, entry in zip(plan.models, plan.config.models, strict=True)
-    ]
-    if plan.base is not None and plan.config.base_model is not None:
-        inputs.append((plan.base.name, plan.config.base_model, plan.base.fingerprint()))
+    inputs = [*plan.models, *([plan.base] if plan.base else [])]
     return model_card(
         name,
         method=plan.method,
-        inputs=inputs,
+        inputs=[(model.name, model.ref, model.fingerprint()) for model in inputs],
         config=plan.config.to_mapping(),
     )
 

@@ -72,18 +72,16 @@ def assemble(
 
 def _fates(session: Session, choices: Sequence[FamilyChoice], team: Team) -> list[ModelFate]:
     fates = {}
-    for index, choice in enumerate(choices):
-        merged = len(choice.coefficients) > 1
-        label = f"merged-{index}" if merged else next(iter(choice.coefficients))
+    for choice in choices:
         for name in choice.members:
             checkpoint = session.inputs.models[name]
-            fate, reason = _fate(name, choice, label, team)
+            fate, reason = _fate(name, choice, team)
             fates[name] = ModelFate(
                 name=name,
                 path=str(checkpoint.path),
                 architecture=str(checkpoint.config.get("model_type", "unknown")),
                 parameters=checkpoint.parameters,
-                family=index,
+                family=choice.number - 1,
                 fate=fate,
                 reason=reason,
                 search=choice.singles[name].by_task(),
@@ -91,18 +89,18 @@ def _fates(session: Session, choices: Sequence[FamilyChoice], team: Team) -> lis
     return [fates[name] for name in session.config.names]
 
 
-def _fate(name: str, choice: FamilyChoice, label: str, team: Team) -> tuple[Any, str]:
+def _fate(name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
     """What became of a model, and why."""
     weight = choice.coefficients.get(name)
     if weight is None:
         won = next(result for result in choice.searches if result.strategy == choice.winner)
         step = next(step for step in won.steps if step.candidate == name)
         return "dropped", f"{won.strategy}: {step.reason}"
-    if label not in team.leads:
+    if choice.label not in team.leads:
         return "dropped", "the best of its family leads at no task"
-    led = ", ".join(team.leads[label]) or "prompts that were given for it"
+    led = ", ".join(team.leads[choice.label]) or "prompts that were given for it"
     if len(choice.coefficients) > 1:
-        return "merged", f"weight {weight:.3f} in {label}"
+        return "merged", f"weight {weight:.3f} in {choice.label}"
     return "expert", f"as it is, for {led}"
 
 
@@ -122,8 +120,8 @@ def similarity_map(
 def search_paths(choices: Sequence[FamilyChoice]) -> tuple[SearchPath, ...]:
     """What a report shows of the searches in all families."""
     return tuple(
-        _path(index, result, result.strategy == choice.winner)
-        for index, choice in enumerate(choices)
+        _path(choice.number - 1, result, result.strategy == choice.winner)
+        for choice in choices
         for result in choice.searches
     )
 

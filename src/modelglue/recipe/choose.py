@@ -23,6 +23,7 @@ class FamilyChoice:
     """What the searches in one family came to.
 
     Attributes:
+        number: of the family, counted from 1, the largest first.
         members: the family's models, in the recipe's order.
         singles: each model's own scores on the search items.
         searches: one result a strategy; empty for a family of one.
@@ -32,6 +33,7 @@ class FamilyChoice:
         coefficients: the chosen model.
     """
 
+    number: int
     members: tuple[str, ...]
     singles: dict[str, Scores]
     searches: tuple[SearchResult, ...]
@@ -39,9 +41,16 @@ class FamilyChoice:
     scores: Scores
     coefficients: dict[str, float]
 
+    @property
+    def label(self) -> str:
+        """What the chosen model is called: a single one by its name, a merge after its family."""
+        alone = len(self.coefficients) == 1
+        return next(iter(self.coefficients)) if alone else f"merged-{self.number}"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return {
+            "number": self.number,
             "members": list(self.members),
             "singles": {name: scores.to_json() for name, scores in self.singles.items()},
             "searches": [result.to_json() for result in self.searches],
@@ -54,6 +63,7 @@ class FamilyChoice:
     def from_json(cls, value: Mapping[str, Any]) -> "FamilyChoice":
         """What `to_json` gave."""
         return cls(
+            number=value["number"],
             members=tuple(value["members"]),
             singles={name: Scores.from_json(s) for name, s in value["singles"].items()},
             searches=tuple(map(SearchResult.from_json, value["searches"])),
@@ -90,9 +100,9 @@ def find_families(session: Session) -> Clustering:
     return Clustering.from_json(result["clustering"])
 
 
-def choose_in_family(session: Session, index: int, members: tuple[str, ...]) -> FamilyChoice:
+def choose_in_family(session: Session, number: int, members: tuple[str, ...]) -> FamilyChoice:
     """Run every strategy in one family; every trial is journalled, none is made twice."""
-    stage = f"search-{index}"
+    stage = f"search-{number}"
 
     def work(folder: Path) -> dict[str, Any]:
         family = session.family(members)
@@ -116,23 +126,23 @@ def choose_in_family(session: Session, index: int, members: tuple[str, ...]) -> 
         singles = {name: objective({name: 1.0}) for name in members}
         if len(members) == 1:
             return FamilyChoice(
-                members, singles, (), None, singles[members[0]], {members[0]: 1.0}
+                number, members, singles, (), None, singles[members[0]], {members[0]: 1.0}
             ).to_json()
         results = tuple(search(strategy, problem) for strategy in session.config.strategies)
         winner = max(results, key=lambda result: result.score)
         scores = objective(winner.coefficients)
         return FamilyChoice(
-            members, singles, results, winner.strategy, scores, winner.coefficients
+            number, members, singles, results, winner.strategy, scores, winner.coefficients
         ).to_json()
 
     return FamilyChoice.from_json(session.run.stage(stage, work))
 
 
-def write_merge(session: Session, index: int, choice: FamilyChoice) -> Path:
+def write_merge(session: Session, choice: FamilyChoice) -> Path:
     """The chosen model of a family as a checkpoint; a single model is used where it lies."""
     if len(choice.coefficients) == 1:
         return plain_folder(session, *choice.coefficients)
-    stage = f"merge-{index}"
+    stage = f"merge-{choice.number}"
 
     def work(folder: Path) -> dict[str, Any]:
         session.tell(stage, _recipe_of(choice.coefficients))

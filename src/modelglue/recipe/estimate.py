@@ -55,12 +55,12 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
     report_items = sum(len(task.items("report")) for task in inputs.tasks)
     tasks = len(inputs.tasks)
     stages = [StageEstimate("cluster", f"compare {len(size)} models, each read once")]
-    for index, group in enumerate(groups):
+    for number, group in enumerate(groups, start=1):
         trials = trials_at_most(len(group), config.strategies if len(group) > 1 else ())
         held = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
         stages.append(
             StageEstimate(
-                f"search-{index}",
+                f"search-{number}",
                 f"at most {trials} candidates of {', '.join(group)}",
                 evaluations=trials * tasks,
                 items=trials * search_items,
@@ -69,7 +69,7 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
         )
         if len(group) > 1:
             stages.append(
-                StageEstimate(f"merge-{index}", "write the best of them", disk=size[group[0]])
+                StageEstimate(f"merge-{number}", "write the best of them", disk=size[group[0]])
             )
     experts = min(tasks, len(groups))
     if experts > 1:

@@ -74,8 +74,8 @@ def glue(
         if (finished := _finished(run)) is not None:
             return finished
         choices = [
-            choose.choose_in_family(session, index, members)
-            for index, members in enumerate(ordered_families(config, clustering))
+            choose.choose_in_family(session, number, members)
+            for number, members in enumerate(ordered_families(config, clustering), start=1)
         ]
         candidates = merged_candidates(session, choices)
         asked_for = [
@@ -110,18 +110,11 @@ def ordered_families(config: RecipeConfig, clustering: Clustering) -> list[tuple
 
 
 def merged_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
-    """The chosen model of each family; a merge is called after its family."""
+    """The chosen model of each family."""
     return {
-        choice_name(index, choice): Candidate(
-            choice.members, choose.write_merge(session, index, choice), choice.scores
-        )
-        for index, choice in enumerate(choices)
+        choice.label: Candidate(choice.members, choose.write_merge(session, choice), choice.scores)
+        for choice in choices
     }
-
-
-def choice_name(index: int, choice: FamilyChoice) -> str:
-    """What the chosen model of a family is called."""
-    return next(iter(choice.coefficients)) if len(choice.coefficients) == 1 else f"merged-{index}"
 
 
 def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
@@ -141,11 +134,11 @@ def contestants(
     everything = mergeable_groups(session.inputs.models)[0]
     if len(everything) > 1:
         rows.append(_uniform("uniform merge of everything", everything, everything))
-    for index, choice in enumerate(choices):
+    for choice in choices:
         group = choice.members
         rows += [Contestant(name, "single", group, {name: 1.0}) for name in group]
         if len(group) > 1:
-            which = f" {index}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
+            which = f" {choice.number}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
             rows.append(_uniform(f"uniform merge of the family{which}", group, group))
             rows += [
                 Contestant(
@@ -172,8 +165,7 @@ def contestants(
         )
     else:
         (name,) = team.leads
-        index = [choice_name(i, choice) for i, choice in enumerate(choices)].index(name)
-        chosen = choices[index]
+        chosen = next(choice for choice in choices if choice.label == name)
         rows.append(
             Contestant("glued model", "glued", chosen.members, chosen.coefficients, note=name)
         )

@@ -24,5 +24,7 @@ def search_families(config: RecipeConfig, *, listen: Listener = silent) -> tuple
     ):
         session = Session(config, inputs, run, listen)
         families = ordered_families(config, find_families(session))
-        choices = [choose_in_family(session, i, members) for i, members in enumerate(families)]
+        choices = [
+            choose_in_family(session, i, members) for i, members in enumerate(families, start=1)
+        ]
         return search_paths(choices)
