@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import modelglue
-from modelglue.errors import ConfigError, InputError, ModelGlueError, OutputExists
+from modelglue.errors import InputError, ModelGlueError, OutputExists
 
 if TYPE_CHECKING:
     from modelglue.evaluate.task import Task
@@ -389,28 +388,14 @@ def _dry_run(recipe: "RecipeConfig", as_json: bool) -> None:
 
 def _tasks(path: Path, split: Any) -> Iterator["Task"]:
     """The tasks of a YAML file: one, a list, or a recipe's."""
-    import yaml
-
     from modelglue.evaluate.task import Task
+    from modelglue.yamlfile import read_yaml
 
-    with _readable(path):
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    value = read_yaml(path)
     if isinstance(value, dict) and "tasks" in value:
         value = value["tasks"]
     for mapping in value if isinstance(value, list) else [value]:
         yield Task.from_mapping(mapping, root=path.parent, splits=(split,))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    import yaml
-
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no YAML: {error}", where=str(path)) from None
 
 
 def _print_json(value: Any) -> None:

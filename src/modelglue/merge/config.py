@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from modelglue.errors import ConfigError
 from modelglue.merge.method import METHODS, Method, Parameter
 from modelglue.registry import nearest
+from modelglue.yamlfile import read_yaml
 
 # YAML's name, the safetensors name
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -89,12 +88,7 @@ def load_config(path: Path) -> MergeConfig:
     Raises:
         ConfigError: no such file, no YAML, or anything in it is wrong; all problems at once.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no YAML: {error}", where=str(path)) from None
+    loaded = read_yaml(path)
     try:
         return parse_config(loaded, root=path.parent)
     except ConfigError as error:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from modelglue.errors import ConfigError
 from modelglue.mixture.features import Feature
 from modelglue.mixture.router import INITIALISATIONS
 from modelglue.registry import nearest
+from modelglue.yamlfile import read_yaml
 
 KEYS = ("experts", "encoder", "initialisation", "layer")
 EXPERT_KEYS = ("model", "name", "prompts", "negatives")
@@ -55,12 +54,7 @@ def load_mixture(path: Path) -> MixtureConfig:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no YAML: {error}", where=str(path)) from None
+    value = read_yaml(path)
     problems: list[str] = []
     config = _parse(value, path.parent, problems)
     if problems or config is None:

@@ -17,12 +17,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from modelglue.errors import ConfigError
 from modelglue.evaluate.task import Task, TaskConfig, task_problems
 from modelglue.registry import nearest
 from modelglue.search.problem import STRATEGIES
+from modelglue.yamlfile import read_yaml
 
 STRATEGY_DEFAULT = ("heuristic_average", "heuristic_coefficient", "heuristic_similarity")
 
@@ -119,12 +118,7 @@ def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
     Raises:
         ConfigError: with everything that is wrong in the file.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no YAML: {error}", where=str(path)) from None
+    value = read_yaml(path)
     if isinstance(value, dict):
         value = {**value, **{key: given for key, given in overrides.items() if given is not None}}
     try:
