@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shrunken
 import yaml
 from transformers import AutoModelForCausalLM
 
+import shrunken
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import ConfigError, RunConflict
 from modelglue.journal import read_json
