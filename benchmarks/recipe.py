@@ -180,7 +180,7 @@ def _score_merge(run: Glued, coefficients: dict[str, float]) -> Scores:
                 references={name: name for name in models},
                 base=None,
                 base_reference=None,
-                scratch=run.outcome.path.parent,
+                folder_of=lambda name: models[name].path,
             )
             scores = family.score(coefficients, inputs.tasks, "report", inputs.sandbox)
         journal.append({"key": key, "scores": scores.to_json()})

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import shrunken
@@ -148,6 +150,30 @@ def test_everything_that_cannot_be_opened_is_told_at_once(zoo: Path, tmp_path: P
     assert "ft-z" in told
     assert "gone.jsonl" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_and_bin_files_go_through_the_whole_recipe(zoo: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo.parent, copy, ignore=shutil.ignore_patterns("runs"))
+    model = AutoModelForCausalLM.from_pretrained(copy / "models/base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    adapted.save_pretrained(copy / "adapters/law")
+    state = AutoModelForCausalLM.from_pretrained(copy / "models/ft-a").state_dict()
+    torch.save(state, copy / "models/ft-a/pytorch_model.bin")
+    (copy / "models/ft-a/model.safetensors").unlink()
+    recipe = yaml.safe_load(zoo.read_text())
+    recipe["models"] = ["models/base", "models/ft-a", "models/base+adapters/law"]
+    recipe["search"] = {"strategies": ["heuristic_coefficient"]}
+    (copy / "glue.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = glue(load_recipe(copy / "glue.yaml"))
+    assert outcome.report.similarity.families == (("base", "ft-a", "base+law"),)
+    scored = {row.name: row.average for row in outcome.report.table}
+    assert len({scored[name] for name in ("base", "ft-a", "base+law")}) == 3
 
 
 def _visible(root: Path) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelglue.checkpoint.source import materialise
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import SplitName, Task
 from modelglue.merge.stream import execute
@@ -141,7 +140,7 @@ def choose_in_family(session: Session, number: int, members: tuple[str, ...]) ->
 def write_merge(session: Session, choice: FamilyChoice) -> Path:
     """The chosen model of a family as a checkpoint; a single model is used where it lies."""
     if len(choice.coefficients) == 1:
-        return plain_folder(session, *choice.coefficients)
+        return session.folder_of(*choice.coefficients)
     stage = f"merge-{choice.number}"
 
     def work(folder: Path) -> dict[str, Any]:
@@ -151,11 +150,6 @@ def write_merge(session: Session, choice: FamilyChoice) -> Path:
 
     session.run.stage(stage, work)
     return session.run.folder(stage) / "model"
-
-
-def plain_folder(session: Session, name: str) -> Path:
-    """A model of the zoo as a folder that anything can load."""
-    return materialise(session.inputs.models[name], session.run.folder("adapters") / name)
 
 
 @dataclass(frozen=True)

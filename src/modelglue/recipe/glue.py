@@ -121,7 +121,7 @@ def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str
     """Every model of the zoo as it is."""
     scores = {name: own for choice in choices for name, own in choice.singles.items()}
     return {
-        name: Candidate((name,), choose.plain_folder(session, name), scores[name])
+        name: Candidate((name,), session.folder_of(name), scores[name])
         for name in session.config.names
     }
 

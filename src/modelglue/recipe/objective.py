@@ -1,6 +1,6 @@
 """A family's candidates, merged into one live module and scored; nothing is written to disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,6 @@ import torch
 
 from modelglue.checkpoint.naming import place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.source import materialise
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.scores import Scores, TaskScores
@@ -27,7 +26,7 @@ class Family:
         references: what the user wrote for each, for the model card.
         base: gives merged models their configuration and tokenizer; by default the first model.
         base_reference: what the user wrote for it.
-        scratch: a folder for adapters merged with their base.
+        folder_of: a model's name → a folder that transformers can load.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Family:
         references: Mapping[str, str],
         base: Checkpoint | None,
         base_reference: str | None,
-        scratch: Path,
+        folder_of: Callable[[str], Path],
         device: str = "cpu",
         dtype: str = "auto",
         batch_size: int | Literal["auto"] = "auto",
@@ -46,7 +45,7 @@ class Family:
         self._references = references
         self._base = base
         self._base_reference = base_reference
-        self._scratch = scratch
+        self._folder_of = folder_of
         self._load_module = partial(
             HuggingFaceModel.load, device=device, dtype=dtype, batch_size=batch_size
         )
@@ -64,16 +63,16 @@ class Family:
     @cached_property
     def live(self) -> HuggingFaceModel:
         """The module that candidates are merged into."""
-        return self._load(next(iter(self.models.values())))
+        return self._load(next(iter(self.models)))
 
     @cached_property
     def _resident(self) -> Resident:
         plan = self.plan(dict.fromkeys(self.models, 1.0))
-        return Resident(plan, self.live.module, load=lambda c: self._load(c).module)
+        names = {id(checkpoint): name for name, checkpoint in self.models.items()}
+        return Resident(plan, self.live.module, load=lambda c: self._load(names[id(c)]).module)
 
-    def _load(self, checkpoint: Checkpoint) -> HuggingFaceModel:
-        folder = materialise(checkpoint, self._scratch / checkpoint.name)
-        return self._load_module(folder)
+    def _load(self, name: str) -> HuggingFaceModel:
+        return self._load_module(self._folder_of(name))
 
     def merged(self, coefficients: Mapping[str, float]) -> HuggingFaceModel:
         """The live model with these coefficients; the next call changes it in place."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.source import materialise
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import RecipeConfig
@@ -49,13 +51,19 @@ class Session:
                     references={entry.name: entry.model for entry in self.config.models},
                     base=base,
                     base_reference=self.config.base if base else None,
-                    scratch=self.run.folder("adapters"),
+                    folder_of=self.folder_of,
                     device=self.config.device,
                     dtype=self.config.dtype,
                     batch_size=self.config.batch_size,
                 ),
             )
         return self._family[1]
+
+    def folder_of(self, name: str) -> Path:
+        """A model of the zoo as a plain folder; an adapter is merged into its base there, once."""
+        place = self.run.folder("adapters") / str(self.config.names.index(name))
+        # Written whole or not at all, so what stands there is good.
+        return place if place.exists() else materialise(self.inputs.models[name], place)
 
     def bundle(self, stage: str) -> Bundle:
         """The mixture that a stage wrote."""
