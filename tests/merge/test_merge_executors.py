@@ -56,6 +56,7 @@ def test_both_executors_agree_to_the_bit(
     monkeypatch.setattr("modelglue.merge.chunks.CHUNK", 1000)
     models = [tiny.save_model(tmp_path / f"m{i}", seed=i, dtype=dtype) for i in range(3)]
     plan = plan_for(models, [0.5, 0.2, 0.4])
+    assert any(len(list(row_chunks(tensor))) > 3 for tensor in plan.tensors)
     module = AutoModelForCausalLM.from_pretrained(models[0], dtype=dtype)
     resident = Resident(plan, module)
     resident.load([0.5, 0.2, 0.4])
@@ -168,6 +169,17 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_stays(
     with pytest.raises(NonFiniteTensor, match=r"model\.norm\.weight: broken holds 1"):
         execute(plan_for([llamas[0], broken], [0.5, 0.5]), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_result_that_does_not_fit_its_dtype_is_refused(tmp_path: Path) -> None:
+    models = [tiny.save_model(tmp_path / f"m{i}", seed=i) for i in range(2)]
+    for path in models:
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.norm.weight"][0] = 1e5
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteTensor, match="does not fit F16"):
+        execute(plan_for(models, [1, 1], dtype="float16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_there_is_left_alone(llamas: list[Path], tmp_path: Path) -> None:

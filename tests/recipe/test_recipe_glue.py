@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM
 import shrunken
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import ConfigError, RunConflict
+from modelglue.evaluate.task import Task
 from modelglue.journal import read_json
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import load_recipe
+from modelglue.recipe.evaluate import evaluate_model
 from modelglue.recipe.glue import Outcome, glue
 from modelglue.recipe.search import search_families
 
@@ -93,7 +95,7 @@ def test_the_table_has_every_contestant_and_scores_equal_models_alike(whole: Out
 
 
 def test_report_items_are_looked_at_only_after_every_choice_stands(whole: Outcome) -> None:
-    events = [json.loads(line) for line in (whole.path / "journal.jsonl").open()]
+    events = [json.loads(line) for line in (whole.path / "journal.jsonl").read_text().splitlines()]
     kinds = [event["event"] for event in events]
     assert kinds == sorted(kinds, key=["trial", "report"].index)
     last_choice = max(
@@ -136,6 +138,40 @@ def test_a_model_that_changed_under_a_run_is_refused(zoo: Path, tmp_path: Path) 
     shutil.copy(copy / "models/ft-a/model.safetensors", copy / "models/ft-b/model.safetensors")
     with pytest.raises(RunConflict, match="models changed since this run began: ft-b"):
         glue(recipe)
+
+
+def test_a_tokenizer_that_changed_under_a_run_is_refused(zoo: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo.parent, copy, ignore=shutil.ignore_patterns("runs"))
+    recipe = load_recipe(copy / "glue.yaml")
+    search_families(recipe)
+    (copy / "models/ft-b/generation_config.json").write_text("{}")
+    with pytest.raises(RunConflict, match="templates changed since this run began: ft-b"):
+        glue(recipe)
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(zoo: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device: 'cudda' cannot be used"):
+        glue(load_recipe(zoo, output=str(tmp_path / "run"), device="cudda"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_family_is_scored_and_written_with_the_bases_settings(zoo: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo.parent, copy, ignore=shutil.ignore_patterns("runs"))
+    settings = copy / "models/ft-a/generation_config.json"
+    settings.write_text(json.dumps({"eos_token_id": 70, "pad_token_id": 0}))
+    recipe = yaml.safe_load(zoo.read_text())
+    recipe["models"] = ["models/ft-a", "models/ft-b", "models/ft-c"]
+    recipe["search"] = {"strategies": ["heuristic_coefficient"]}
+    (copy / "glue.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = glue(load_recipe(copy / "glue.yaml"))
+    assert read_json(outcome.model / "generation_config.json")["eos_token_id"] == 2
+    found = evaluate_model(
+        str(outcome.model), [Task(t) for t in load_recipe(copy / "glue.yaml").tasks]
+    )
+    row = next(row for row in outcome.report.table if row.name == "glued model")
+    assert found.by_task() == pytest.approx(row.scores, abs=1e-6)
 
 
 def test_everything_that_cannot_be_opened_is_told_at_once(zoo: Path, tmp_path: Path) -> None:

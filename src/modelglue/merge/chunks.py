@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from modelglue.checkpoint.spec import torch_dtype
 from modelglue.errors import NonFiniteTensor
 from modelglue.merge.method import METHODS
 from modelglue.merge.plan import MergePlan, TensorPlan
@@ -17,8 +18,9 @@ Read = Callable[[int | None, slice], Tensor]
 """(model index, or None for the base; rows) → [rows, …] in any floating dtype."""
 
 
-def row_chunks(tensor: TensorPlan, *, chunk: int = CHUNK) -> Iterator[slice]:
+def row_chunks(tensor: TensorPlan, *, chunk: int | None = None) -> Iterator[slice]:
     """Split the tensor's rows so that each piece has about `chunk` elements, at least one row."""
+    chunk = chunk or CHUNK
     rows = tensor.shape[0] if tensor.shape else 1
     width = math.prod(tensor.shape[1:])
     step = max(1, chunk // max(width, 1))
@@ -27,10 +29,10 @@ def row_chunks(tensor: TensorPlan, *, chunk: int = CHUNK) -> Iterator[slice]:
 
 
 def merge_rows(plan: MergePlan, tensor: TensorPlan, rows: slice, read: Read) -> Tensor:
-    """Merge some rows of one tensor in fp32.
+    """Merge some rows of one tensor, in fp32 with one cast at the end.
 
     Returns:
-        [rows, …] fp32; a tensor that is no weight as the first model has it.
+        [rows, …] in the plan's dtype; a tensor that is no weight as the first model has it.
 
     Raises:
         NonFiniteTensor: the result holds NaN or infinity, as it does wherever an input does.
@@ -46,6 +48,7 @@ def merge_rows(plan: MergePlan, tensor: TensorPlan, rows: slice, read: Read) -> 
         stack[model].copy_(read(model, rows).reshape(-1))
     base = read(None, rows).reshape(-1).float() if plan.reads_base else None
     merged = method.combine(stack, base, **_arguments(tensor, n, stack.device))
+    merged = merged.to(torch_dtype(tensor.dtype))
     if not torch.isfinite(merged).all():
         raise NonFiniteTensor(_blame(plan, tensor, stack, base))
     return merged.reshape(first.shape)
@@ -70,4 +73,7 @@ def _blame(plan: MergePlan, tensor: TensorPlan, stack: Tensor, base: Tensor | No
             return (
                 f"{tensor.name}: {name} holds {bad} values that are NaN or infinite. Leave it out."
             )
-    return f"{tensor.name}: merging overflows; look at the weights."
+    return (
+        f"{tensor.name}: the result does not fit {tensor.dtype}. Look at the weights, or write "
+        "dtype: float32."
+    )

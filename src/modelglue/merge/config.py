@@ -111,7 +111,7 @@ def parse_config(value: object, *, root: Path = Path()) -> MergeConfig:
     if base is not None and not isinstance(base, str):
         problems.append("base_model: is no path or name")
     dtype = value.get("dtype")
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
         close = nearest(str(dtype), DTYPES)
         problems.append(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}{close}")
     if method is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import Tensor
 
 from modelglue.checkpoint.card import model_card
-from modelglue.checkpoint.spec import torch_dtype
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.merge.chunks import merge_rows, row_chunks
 from modelglue.merge.plan import MergePlan, TensorPlan
@@ -44,14 +43,14 @@ def execute(
         OutOfSpace: the disk cannot hold the result; nothing is written.
         NonFiniteTensor: an input or the result holds NaN or infinity; nothing is left behind.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or os.cpu_count() or 1
     total = sum(tensor.numel for tensor in plan.tensors)
     done = 0
     with CheckpointWriter(out, plan.layout) as writer:
 
         def work(tensor: TensorPlan, rows: slice) -> int:
             merged = merge_rows(plan, tensor, rows, _reader(plan, tensor))
-            writer.write(tensor.name, merged.to(torch_dtype(tensor.dtype)), start_row=rows.start)
+            writer.write(tensor.name, merged, start_row=rows.start)
             return merged.numel()
 
         pieces = ((tensor, rows) for tensor in plan.tensors for rows in row_chunks(tensor))

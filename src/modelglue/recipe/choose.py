@@ -87,6 +87,7 @@ def find_families(session: Session) -> Clustering:
         return {
             "clustering": clustering.to_json(),
             "fingerprints": dict(clustering.similarity.fingerprints),
+            "tokenizers": session.inputs.companion_digests(),
             "tasks": session.inputs.task_digests(),
         }
 
@@ -95,6 +96,9 @@ def find_families(session: Session) -> Clustering:
     if stood:
         now = {name: model.fingerprint() for name, model in models.items()}
         refuse_changed(result["fingerprints"], now, "models")
+        refuse_changed(
+            result["tokenizers"], session.inputs.companion_digests(), "tokenizers or templates"
+        )
         refuse_changed(result["tasks"], session.inputs.task_digests(), "tasks")
     return Clustering.from_json(result["clustering"])
 

@@ -11,6 +11,7 @@ Paths are relative to the file. Everything is checked here, all problems at once
 is opened.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from modelglue.registry import nearest
 from modelglue.search.problem import STRATEGIES
 from modelglue.yamlfile import read_yaml
 
+RESERVED = re.compile(r"merged-\d+|glued model|mixture without merging|per-task oracle|uniform .*")
 STRATEGY_DEFAULT = ("heuristic_average", "heuristic_coefficient", "heuristic_similarity")
 
 
@@ -184,6 +186,11 @@ def _models(value: object, problems: list[str]) -> tuple[ModelEntry, ...]:
         for mapping, name in zip(raw, names, strict=True)
         if isinstance(mapping.get("prompts") or [], list)
     )
+    problems += [
+        f"models: {entry.name!r} is what a merge is called in reports; choose another name"
+        for entry in entries
+        if RESERVED.fullmatch(entry.name)
+    ]
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
             problems.append(f"models: {times} are called {name!r}; tell them apart with name")
@@ -256,6 +263,6 @@ def _strategies(value: object, problems: list[str]) -> tuple[str, ...]:
         f"search.strategies[{i}]: there is no {name!r}{nearest(str(name), STRATEGIES)} "
         f"Known: {', '.join(STRATEGIES)}"
         for i, name in enumerate(names)
-        if name not in STRATEGIES
+        if not isinstance(name, str) or name not in STRATEGIES
     ]
     return tuple(map(str, names))

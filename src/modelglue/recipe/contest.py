@@ -139,7 +139,7 @@ def count_routes(session: Session, stage: str) -> dict[str, Any]:
 def _model(session: Session, entrant: Contestant) -> Any:
     if entrant.bundle is not None:
         return session.bundle(entrant.bundle)
-    return session.family(entrant.models).merged(dict(entrant.coefficients or {}))
+    return session.family(entrant.models).model(dict(entrant.coefficients or {}))
 
 
 def _cost(session: Session, entrant: Contestant) -> dict[str, int]:

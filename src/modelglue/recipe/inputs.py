@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.errors import CheckpointError, ConfigError, RunConflict, TaskError
@@ -27,6 +28,16 @@ class Inputs:
     base: Checkpoint | None
     tasks: tuple[Task, ...]
     sandbox: Sandbox | None
+
+    def companion_digests(self) -> dict[str, str]:
+        """A digest of each model's tokenizer, templates and generation settings."""
+        digests = {}
+        for name, model in self.models.items():
+            digest = hashlib.sha256()
+            for place, content in sorted(companions(model.path).items()):
+                digest.update(f"{place}\0{len(content)}\0".encode() + content)
+            digests[name] = digest.hexdigest()
+        return digests
 
     def task_digests(self) -> dict[str, str]:
         """A digest of each task's two files, to notice when one changes under a run."""
@@ -62,6 +73,7 @@ def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
             for index, entry in enumerate(config.models)
         }
         base = opened(config.base, "base") if config.base else None
+        problems += _device_problems(config.device)
         tasks = tuple(Task(task) for task in config.tasks)
         for task in tasks:
             try:
@@ -74,6 +86,16 @@ def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
         sandbox = probe(unsafe=config.unsafe_code) if runs_code else None
         models = {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
         yield Inputs(models, base, tasks, sandbox)
+
+
+def _device_problems(device: str) -> list[str]:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return [f"device: {device!r} cannot be used: {str(error).splitlines()[0]}"]
+    return []
 
 
 def refuse_changed(standing: dict[str, str], now: dict[str, str], what: str) -> None:
