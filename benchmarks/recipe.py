@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import Interval, paired_difference
 from modelglue.evaluate.threads import threads_for
@@ -38,7 +39,7 @@ from modelglue.recipe.choose import prompts_of
 from modelglue.recipe.config import RecipeConfig, load_recipe
 from modelglue.recipe.glue import Outcome, glue
 from modelglue.recipe.inputs import open_inputs
-from modelglue.recipe.objective import Family
+from modelglue.recipe.objective import Family, Template
 from modelglue.search.problem import canonical
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -65,10 +66,12 @@ def main() -> None:
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if len(arguments.seeds) - 1 not in T_95:
+        parser.error(f"give 2 to {len(T_95) + 1} seeds")
     rows = [one_seed(arguments.preset, arguments.folder, seed) for seed in arguments.seeds]
-    show(rows)
     if arguments.json:
         write_json(arguments.json, {"preset": arguments.preset, "seeds": rows})
+    show(rows)
 
 
 def one_seed(preset: str, folder: Path, seed: int) -> dict[str, Any]:
@@ -107,22 +110,20 @@ def one_seed(preset: str, folder: Path, seed: int) -> dict[str, Any]:
 
 def leave_one_out(run: Glued) -> dict[str, Interval]:
     """What leaving out each kept model changes: report average without it, minus with it."""
-    winner = next(path for path in run.outcome.report.searches if path.winner)
     found = {}
-    bundle, label = run.bundle, f"merged-{winner.family + 1}"
+    bundle = run.bundle
     glued = run.scores["glued model"]
     routes = _routes(run, bundle) if bundle else None
-    merge_counts = len(winner.coefficients) > 1 and (bundle is None or label in bundle.experts)
-    for name in winner.coefficients if merge_counts else ():
-        rest = {n: w for n, w in winner.coefficients.items() if n != name}
-        total = sum(rest.values())
-        without = _score_merge(run, canonical({n: w / total for n, w in rest.items()}))
-        if bundle is not None and routes is not None:
-            index = bundle.experts.index(label)
-            without = _where(routes, index, without, glued)
-        found[name] = paired_difference(without, glued)
+    for label, weights in _merges(run).items():
+        for name in weights:
+            rest = {n: w for n, w in weights.items() if n != name}
+            total = sum(rest.values())
+            without = _score_merge(run, canonical({n: w / total for n, w in rest.items()}))
+            if bundle is not None and routes is not None:
+                without = _where(routes, bundle.experts.index(label), without, glued)
+            found[name] = paired_difference(without, glued)
     if bundle is not None and routes is not None:
-        alone = _experts_alone(run, bundle, winner.strategy)
+        alone = _experts_alone(run, bundle)
         for index, name in enumerate(bundle.experts):
             found[f"expert {name}"] = paired_difference(_next_best(routes, index, alone), glued)
     return found
@@ -133,8 +134,7 @@ def routing(run: Glued) -> dict[str, Any] | None:
     bundle = run.bundle
     if bundle is None:
         return None
-    winner = next(path for path in run.outcome.report.searches if path.winner)
-    alone = _experts_alone(run, bundle, winner.strategy)
+    alone = _experts_alone(run, bundle)
     routes = _routes(run, bundle)
     well = asked = 0
     by_chance = 0.0
@@ -160,8 +160,25 @@ def _routes(run: Glued, bundle: Bundle) -> dict[str, np.ndarray]:
         }
 
 
-def _experts_alone(run: Glued, bundle: Bundle, strategy: str) -> list[Scores]:
-    return [run.scores[strategy if name.startswith("merged-") else name] for name in bundle.experts]
+def _merges(run: Glued) -> dict[str, Mapping[str, float]]:
+    """Label → weights of the merges that are part of the glued model."""
+    glued = next(row for row in run.outcome.report.table if row.name == "glued model")
+    kept = run.bundle.experts if run.bundle else (glued.note,)
+    found = {
+        f"merged-{path.family + 1}": path.coefficients
+        for path in run.outcome.report.searches
+        if path.winner
+    }
+    return {label: weights for label, weights in found.items() if label in kept}
+
+
+def _experts_alone(run: Glued, bundle: Bundle) -> list[Scores]:
+    """Each expert's own scores on the report items."""
+    merges = _merges(run)
+    return [
+        _score_merge(run, dict(merges[name])) if name in merges else run.scores[name]
+        for name in bundle.experts
+    ]
 
 
 def _score_merge(run: Glued, coefficients: dict[str, float]) -> Scores:
@@ -169,18 +186,19 @@ def _score_merge(run: Glued, coefficients: dict[str, float]) -> Scores:
     if len(coefficients) == 1:
         return run.scores[next(iter(coefficients))]
     key = json.dumps(coefficients)
-    with Journal(run.outcome.path.parent / "leave-one-out.jsonl") as journal:
+    with Journal(run.outcome.path / "leave-one-out.jsonl") as journal:
         for record in journal:
             if record["key"] == key:
                 return Scores.from_json(record["scores"])
         with open_inputs(run.config) as inputs, threads_for(0):
             models = {name: inputs.models[name] for name in coefficients}
+            first = next(iter(models))
             family = Family(
                 models,
                 references={name: name for name in models},
-                base=None,
-                base_reference=None,
+                template=Template(models[first], first, models[first].path),
                 folder_of=lambda name: models[name].path,
+                load=HuggingFaceModel.load,
             )
             scores = family.score(coefficients, inputs.tasks, "report", inputs.sandbox)
         journal.append({"key": key, "scores": scores.to_json()})

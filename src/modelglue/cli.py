@@ -32,6 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+STOPPED = 130
+"""The exit code of a command that was stopped by Ctrl-C."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Models = Annotated[list[str], typer.Argument(help="Folders, org/name@revision, base+adapter.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … Default: cpu.")]
@@ -58,11 +61,20 @@ def main() -> None:
             raise
         typer.secho(f"modelglue: {error}", err=True, fg=typer.colors.RED)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except OSError as error:
         if debug:
             raise
-        typer.secho("modelglue: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        place = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"modelglue: {place}{error.strerror or error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            typer.secho(
+                "modelglue: stopped. demo, glue, search and minizoo go on from here when the same "
+                "command is given again; other commands have left nothing behind.",
+                err=True,
+            )
+        raise
 
 
 def _version(asked: bool) -> None:
@@ -91,15 +103,16 @@ def demo(
     unsafe_code: Unsafe = False,
 ) -> None:
     """Train a small zoo of real checkpoints, glue it, and show what the result is worth."""
+    from modelglue.minizoo.zoo import train_zoo
     from modelglue.recipe.config import load_recipe
     from modelglue.recipe.demo import without_code_where_unsafe
+    from modelglue.recipe.rundir import check_output
     from modelglue.report.progress import zoo_progress
 
-    with zoo_progress() as progress:
-        from modelglue.minizoo.zoo import train_zoo
-
-        train_zoo(preset, zoo, seed=seed, progress=progress)
     output = (output or zoo / "runs" / "demo").resolve()
+    check_output(output)
+    with zoo_progress() as progress:
+        train_zoo(preset, zoo, seed=seed, progress=progress)
     config = load_recipe(
         zoo / "glue.yaml", output=str(output), unsafe_code=True if unsafe_code else None
     )
@@ -186,7 +199,7 @@ def cluster(
 def merge(
     config: Annotated[Path, typer.Argument(help="A merge configuration in mergekit's YAML.")],
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    threads: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -230,6 +243,8 @@ def search(
     if as_json:
         _print_json([asdict(path) for path in paths])
     else:
+        if not paths:
+            typer.echo("no family has two models, so there is nothing to search")
         for path in paths:
             wide_console().print(search_table(path))
 
@@ -282,14 +297,10 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False
 ) -> None:
     """Show a finished run, and write its page anew."""
-    from modelglue.journal import read_json
-    from modelglue.report.data import RunReport
     from modelglue.report.terminal import print_report
-    from modelglue.report.write import write_report
+    from modelglue.report.write import read_report, write_report
 
-    if not (run / "report.json").exists():
-        raise InputError(f"{run} holds no report.json; is the run finished? `modelglue glue` it")
-    found = RunReport.from_json(read_json(run / "report.json"))
+    found = read_report(run)
     write_report(found, run)
     if as_json:
         _print_json(found.to_json())
@@ -303,7 +314,9 @@ def minizoo(
     preset: Annotated[str, typer.Argument(help="quick (7 or 8 models) or which16.")],
     folder: Annotated[Path, typer.Argument(help="Where to put it.")],
     seed: Annotated[int, typer.Option(help="Of data and training.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one a core.")
+    ] = None,
 ) -> None:
     """Train a miniature zoo of real checkpoints, with tasks and a recipe to glue it."""
     from modelglue.minizoo.zoo import train_zoo
@@ -376,8 +389,10 @@ def _show_clustering(clustering: "Clustering") -> None:
 def _dry_run(recipe: "RecipeConfig", as_json: bool) -> None:
     from modelglue.recipe.estimate import estimate
     from modelglue.recipe.inputs import open_inputs
+    from modelglue.recipe.rundir import check_output
     from modelglue.report.listings import print_estimate
 
+    check_output(recipe.output)
     with open_inputs(recipe) as inputs:
         stages = estimate(recipe, inputs)
     if as_json:

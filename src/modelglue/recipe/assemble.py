@@ -33,10 +33,11 @@ def assemble(
     session: Session,
     clustering: Clustering,
     choices: Sequence[FamilyChoice],
+    chosen: Sequence[FamilyChoice],
     team: Team,
     results: Sequence[Result],
     routes: Mapping[str, Any] | None,
-    seconds: float,
+    seconds: float | None,
     command: str,
 ) -> RunReport:
     """The report of a run whose stages all stand."""
@@ -44,10 +45,10 @@ def assemble(
     return RunReport(
         title=session.config.title,
         modelglue=modelglue.__version__,
-        seconds=round(seconds, 1),
-        models=tuple(_fates(session, choices, team)),
+        seconds=None if seconds is None else round(seconds, 1),
+        models=tuple(_fates(session, choices, chosen, team)),
         similarity=similarity_map(clustering, [choice.members for choice in choices]),
-        searches=search_paths(choices),
+        searches=search_paths(choices, chosen),
         routing=None
         if routes is None
         else RoutingTable(tuple(routes["experts"]), tasks, tuple(map(tuple, routes["counts"]))),
@@ -70,9 +71,15 @@ def assemble(
     )
 
 
-def _fates(session: Session, choices: Sequence[FamilyChoice], team: Team) -> list[ModelFate]:
+def _fates(
+    session: Session,
+    choices: Sequence[FamilyChoice],
+    chosen: Sequence[FamilyChoice],
+    team: Team,
+) -> list[ModelFate]:
     fates = {}
-    for choice in choices:
+    final = {choice.number: choice for choice in (*choices, *chosen)}
+    for choice in final.values():
         for name in choice.members:
             checkpoint = session.inputs.models[name]
             fate, reason = _fate(name, choice, team)
@@ -117,20 +124,26 @@ def similarity_map(
     )
 
 
-def search_paths(choices: Sequence[FamilyChoice]) -> tuple[SearchPath, ...]:
-    """What a report shows of the searches in all families."""
+def search_paths(
+    choices: Sequence[FamilyChoice], chosen: Sequence[FamilyChoice] = ()
+) -> tuple[SearchPath, ...]:
+    """What a report shows of the searches in all families; `chosen` may have searched again."""
+    again = [choice for choice in chosen if choice not in choices]
+    superseded = {choice.number for choice in again}
     return tuple(
-        _path(choice.number - 1, result, result.strategy == choice.winner)
-        for choice in choices
+        _path(choice, result, wins=choice in again or choice.number not in superseded)
+        for choice in (*choices, *again)
         for result in choice.searches
     )
 
 
-def _path(family: int, result: SearchResult, winner: bool) -> SearchPath:
+def _path(choice: FamilyChoice, result: SearchResult, *, wins: bool) -> SearchPath:
+    every = set(choice.singles[choice.members[0]].by_task())
+    narrowed = "" if set(choice.tasks) == every else f" for {', '.join(choice.tasks)}"
     return SearchPath(
-        family=family,
-        strategy=result.strategy,
-        winner=winner,
+        family=choice.number - 1,
+        strategy=result.strategy + narrowed,
+        winner=wins and result.strategy == choice.winner,
         score=result.score,
         trials=result.trials,
         coefficients=result.coefficients,

@@ -24,6 +24,7 @@ class FamilyChoice:
     Attributes:
         number: of the family, counted from 1, the largest first.
         members: the family's models, in the recipe's order.
+        tasks: those whose mean was the score.
         singles: each model's own scores on the search items.
         searches: one result a strategy; empty for a family of one.
         winner: the strategy whose result is kept (the earlier one, if two are equally good);
@@ -34,6 +35,7 @@ class FamilyChoice:
 
     number: int
     members: tuple[str, ...]
+    tasks: tuple[str, ...]
     singles: dict[str, Scores]
     searches: tuple[SearchResult, ...]
     winner: str | None
@@ -51,6 +53,7 @@ class FamilyChoice:
         return {
             "number": self.number,
             "members": list(self.members),
+            "tasks": list(self.tasks),
             "singles": {name: scores.to_json() for name, scores in self.singles.items()},
             "searches": [result.to_json() for result in self.searches],
             "winner": self.winner,
@@ -64,6 +67,7 @@ class FamilyChoice:
         return cls(
             number=value["number"],
             members=tuple(value["members"]),
+            tasks=tuple(value["tasks"]),
             singles={name: Scores.from_json(s) for name, s in value["singles"].items()},
             searches=tuple(map(SearchResult.from_json, value["searches"])),
             winner=value["winner"],
@@ -105,8 +109,31 @@ def find_families(session: Session) -> Clustering:
 
 def choose_in_family(session: Session, number: int, members: tuple[str, ...]) -> FamilyChoice:
     """Run every strategy in one family; every trial is journalled, none is made twice."""
-    stage = f"search-{number}"
+    tasks = tuple(task.name for task in session.inputs.tasks)
+    return _choose(session, f"search-{number}", number, members, tasks)
 
+
+def choose_for_tasks(
+    session: Session, choice: FamilyChoice, leads: tuple[str, ...]
+) -> FamilyChoice:
+    """The family's best merge for the tasks that the router will send to it, and no others.
+
+    A model that earned its weight at a task which another expert answers is dead weight here, and
+    dilutes the rest. The same strategies run again, on the same journalled trials and those that
+    they lack, with the mean over these tasks as their score. (The paper has no such step.)
+
+    Args:
+        leads: the tasks; where they are all tasks, or none, or the family has one model, the
+            choice stays as it is.
+    """
+    if len(choice.members) == 1 or not leads or set(leads) == set(choice.tasks):
+        return choice
+    return _choose(session, f"refine-{choice.number}", choice.number, choice.members, leads)
+
+
+def _choose(
+    session: Session, stage: str, number: int, members: tuple[str, ...], tasks: tuple[str, ...]
+) -> FamilyChoice:
     def work(folder: Path) -> dict[str, Any]:
         family = session.family(members)
         total = trials_at_most(len(members), session.config.strategies)
@@ -114,31 +141,37 @@ def choose_in_family(session: Session, number: int, members: tuple[str, ...]) ->
 
         def told(candidate: Mapping[str, float], scores: Scores) -> None:
             nonlocal best
-            best = max(best, scores.mean)
+            best = max(best, _at(tasks, scores).mean)
             session.tell(stage, _recipe_of(candidate), len(objective), total, best)
 
+        # One scope for both rounds: what the first has scored, the second need not.
         objective = JournalledObjective(
             lambda candidate: family.score(
                 candidate, session.inputs.tasks, "search", session.inputs.sandbox
             ),
             session.run.journal,
-            scope=stage,
+            scope=f"search-{number}",
             on_trial=told,
         )
-        problem = Problem(members, objective, family.similarity)
+        problem = Problem(members, lambda c: _at(tasks, objective(c)), family.similarity)
         singles = {name: objective({name: 1.0}) for name in members}
-        if len(members) == 1:
-            return FamilyChoice(
-                number, members, singles, (), None, singles[members[0]], {members[0]: 1.0}
-            ).to_json()
-        results = tuple(search(strategy, problem) for strategy in session.config.strategies)
-        winner = max(results, key=lambda result: result.score)
-        scores = objective(winner.coefficients)
+        results: tuple[SearchResult, ...] = ()
+        winner, coefficients = None, {members[0]: 1.0}
+        if len(members) > 1:
+            results = tuple(search(strategy, problem) for strategy in session.config.strategies)
+            best_result = max(results, key=lambda result: result.score)
+            winner, coefficients = best_result.strategy, best_result.coefficients
+        scores = objective(coefficients)
         return FamilyChoice(
-            number, members, singles, results, winner.strategy, scores, winner.coefficients
+            number, members, tasks, singles, results, winner, scores, coefficients
         ).to_json()
 
     return FamilyChoice.from_json(session.run.stage(stage, work))
+
+
+def _at(tasks: Iterable[str], scores: Scores) -> Scores:
+    """The scores at some of the tasks."""
+    return Scores(tuple(scores[task] for task in tasks))
 
 
 def write_merge(session: Session, choice: FamilyChoice) -> Path:

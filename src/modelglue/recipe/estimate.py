@@ -54,7 +54,9 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
     search_items = sum(len(task.items("search")) for task in inputs.tasks)
     report_items = sum(len(task.items("report")) for task in inputs.tasks)
     tasks = len(inputs.tasks)
-    stages = [StageEstimate("cluster", f"compare {len(size)} models, each read once")]
+    adapted = [size[entry.name] for entry in config.models if "+" in entry.model]
+    text = f"compare {len(size)} models, each read once"
+    stages = [StageEstimate("cluster", text, disk=sum(adapted))]
     for number, group in enumerate(groups, start=1):
         trials = trials_at_most(len(group), config.strategies if len(group) > 1 else ())
         held = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
@@ -71,20 +73,29 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
             stages.append(
                 StageEstimate(f"merge-{number}", "write the best of them", disk=size[group[0]])
             )
-    experts = min(tasks, len(groups))
+    # A family that splits off may lead a task, and prompts bring a family in whatever its scores.
+    asked_for = sum(entry.prompts is not None for entry in config.models)
+    experts = min(len(size), tasks + asked_for)
+    largest = sorted(size.values(), reverse=True)
     if experts > 1:
-        disk = sum(sorted((size[g[0]] for g in groups), reverse=True)[:experts])
+        disk = sum(largest[:experts])
         stages.append(StageEstimate("mixture", f"a router over at most {experts}", disk=disk))
-    disk = sum(sorted(size.values(), reverse=True)[:tasks])
-    stages.append(StageEstimate("unmerged", "the mixture without merging, to compare", disk=disk))
-    rows = len(size) + 3 + sum(len(config.strategies) + 1 for group in groups if len(group) > 1)
+    rivals = min(len(size), tasks)
+    if rivals > 1:
+        disk = sum(largest[:rivals])
+        text = "the mixture without merging, to compare"
+        stages.append(StageEstimate("unmerged", text, disk=disk))
+    # Each family of at least two has its rows; there are at most half as many as models.
+    families = max(1, len(size) // 2)
+    rows = len(size) + 3 + families * (len(config.strategies) + 1)
+    held = max(sum(size[name] for name in group) + size[group[0]] for group in groups)
     stages.append(
         StageEstimate(
             "report",
             f"score at most {rows} contestants on the report items",
             evaluations=rows * tasks,
             items=rows * report_items,
-            memory=max(sum(size[name] for name in group) for group in groups),
+            memory=max(held, sum(largest[: max(experts, rivals)])),
         )
     )
     return stages

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelglue.evaluate.threads import threads_for
-from modelglue.journal import read_json
 from modelglue.recipe import choose, contest
 from modelglue.recipe.assemble import assemble
-from modelglue.recipe.choose import Candidate, FamilyChoice
+from modelglue.recipe.choose import Candidate, FamilyChoice, Team
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.contest import Contestant
 from modelglue.recipe.estimate import mergeable_groups
@@ -21,7 +20,7 @@ from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session
 from modelglue.report.data import RunReport
 from modelglue.report.events import Listener, silent
-from modelglue.report.write import write_report
+from modelglue.report.write import read_report, write_report
 from modelglue.search.problem import canonical
 from modelglue.zoo.cluster import Clustering
 
@@ -70,6 +69,7 @@ def glue(
         threads_for(max(model.parameters for model in inputs.models.values())),
     ):
         session = Session(config, inputs, run, listen, notes)
+        resumed = run.done("cluster")
         clustering = choose.find_families(session)
         if (finished := _finished(run)) is not None:
             return finished
@@ -77,12 +77,15 @@ def glue(
             choose.choose_in_family(session, number, members)
             for number, members in enumerate(ordered_families(config, clustering), start=1)
         ]
-        candidates = merged_candidates(session, choices)
-        asked_for = [
-            name for name, c in candidates.items() if choose.given_prompts(session, c.members)
+        asked_for = [c.label for c in choices if choose.given_prompts(session, c.members)]
+        leads = choose.choose_team({c.label: c.scores for c in choices}, asked_for).leads
+        chosen = [
+            choose.choose_for_tasks(session, choice, leads[choice.label])
+            for choice in choices
+            if choice.label in leads
         ]
-        scores = {name: candidate.scores for name, candidate in candidates.items()}
-        team = choose.choose_team(scores, asked_for)
+        team = Team({c.label: leads[choices[c.number - 1].label] for c in chosen})
+        candidates = merged_candidates(session, chosen)
         if len(team.leads) > 1:
             choose.write_mixture(session, "mixture", team, candidates)
         singles = single_candidates(session, choices)
@@ -90,11 +93,20 @@ def glue(
         if len(rivals.leads) > 1:
             choose.write_mixture(session, "unmerged", rivals, singles)
         # Every choice stands in a manifest; only now are the report items looked at.
-        entrants = contestants(session, choices, team, rivals)
+        entrants = contestants(session, choices, chosen, team, rivals)
         results = contest.hold(session, entrants)
         routes = contest.count_routes(session, "mixture") if len(team.leads) > 1 else None
         report = assemble(
-            session, clustering, choices, team, results, routes, time.monotonic() - began, command
+            session,
+            clustering,
+            choices,
+            chosen,
+            team,
+            results,
+            routes,
+            # What a resumed run took in all is not known.
+            None if resumed else time.monotonic() - began,
+            command,
         )
         model = _point_at(run, _model_folder(run, team.leads, candidates))
         write_report(report, run.path)
@@ -127,7 +139,11 @@ def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str
 
 
 def contestants(
-    session: Session, choices: list[FamilyChoice], team: choose.Team, rivals: choose.Team
+    session: Session,
+    choices: list[FamilyChoice],
+    chosen: list[FamilyChoice],
+    team: Team,
+    rivals: Team,
 ) -> list[Contestant]:
     """The rows of the final table: singles, uniform merges, heuristics, mixtures, glued model."""
     rows = []
@@ -146,7 +162,7 @@ def contestants(
                     "heuristic",
                     group,
                     result.coefficients,
-                    note="kept" if result.strategy == choice.winner else "",
+                    note="kept" if choice in chosen and result.strategy == choice.winner else "",
                 )
                 for result in choice.searches
             ]
@@ -164,10 +180,9 @@ def contestants(
             Contestant("glued model", "glued", bundle="mixture", note=", ".join(team.leads))
         )
     else:
-        (name,) = team.leads
-        chosen = next(choice for choice in choices if choice.label == name)
+        (sole,) = chosen
         rows.append(
-            Contestant("glued model", "glued", chosen.members, chosen.coefficients, note=name)
+            Contestant("glued model", "glued", sole.members, sole.coefficients, note=sole.label)
         )
     return rows
 
@@ -202,5 +217,4 @@ def _point_at(run: RunDirectory, folder: Path) -> Path:
 def _finished(run: RunDirectory) -> Outcome | None:
     if not run.done("done"):
         return None
-    report = RunReport.from_json(read_json(run.path / "report.json"))
-    return Outcome(run.path, run.path / "model", report, fresh=False)
+    return Outcome(run.path, run.path / "model", read_report(run.path), fresh=False)

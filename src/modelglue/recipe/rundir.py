@@ -37,7 +37,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
         self.path = path
-        _refuse_foreign_folder(path)
+        check_output(path)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path)
         try:
@@ -79,7 +79,12 @@ class RunDirectory:
         os.close(self._lock)
 
 
-def _refuse_foreign_folder(path: Path) -> None:
+def check_output(path: Path) -> None:
+    """Refuse a place that cannot become a run directory, before any work.
+
+    Raises:
+        OutputExists: it is a file, or a folder that holds something that is no run.
+    """
     if path.exists() and not path.is_dir():
         raise OutputExists(f"output: {path} is a file; choose another folder")
     if path.is_dir() and not (path / "recipe.yaml").exists():

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from modelglue.journal import write_json, write_text
+from modelglue.errors import InputError
+from modelglue.journal import read_json, write_json, write_text
 from modelglue.report.data import RunReport
 from modelglue.report.html import render_html
 from modelglue.report.markdown import render_markdown
@@ -17,3 +18,18 @@ def write_report(report: RunReport, folder: Path) -> None:
     write_json(folder / "report.json", report.to_json())
     write_text(folder / "report.md", render_markdown(report))
     write_text(folder / "report.html", render_html(report))
+
+
+def read_report(folder: Path) -> RunReport:
+    """The report of a finished run.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = folder / "report.json"
+    if not path.exists():
+        raise InputError(f"{folder} holds no report.json; is the run finished? `modelglue glue` it")
+    try:
+        return RunReport.from_json(read_json(path))
+    except ValueError as error:
+        raise InputError(f"{path} is no report: {error}") from None
