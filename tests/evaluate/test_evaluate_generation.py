@@ -1,8 +1,11 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from modelglue.errors import EvaluationError
@@ -112,6 +115,36 @@ def test_rows_leave_at_an_end_token_and_the_others_go_on_unchanged(
     expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in free]
     assert found == [decoded(llama, tokens) for tokens in expected]
     assert any(len(tokens) == 16 for tokens in expected)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_stop_that_is_one_added_token_ends_an_answer(
+    llama: HuggingFaceModel, special: bool
+) -> None:
+    free = by_transformers(llama, PROMPTS[0], 16)
+    end = next(token for token in free if token > 3 and free.index(token) > 2)
+    kept = llama.tokenizer
+    llama.tokenizer = llama._encoder.tokenizer = tokenizer_with(end, special=special)
+    found = llama.generate(PROMPTS[:1], max_new_tokens=16, stop=["<|turn|>"])
+    llama.tokenizer = llama._encoder.tokenizer = kept
+    assert found == [decoded(llama, free[: free.index(end)])]
+
+
+def tokenizer_with(end: int, *, special: bool) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, with `<|turn|>` in the place of an ordinary token."""
+    content = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    del vocabulary[next(text for text, number in vocabulary.items() if number == end)]
+    vocabulary["<|turn|>"] = end
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=special)], special_tokens=special)
+    return tokenizer
 
 
 def test_equal_prompts_are_answered_once_and_equally(llama: HuggingFaceModel) -> None:

@@ -1,17 +1,22 @@
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from modelglue.errors import CheckpointError, CheckpointNotFound, CorruptCheckpoint, EvaluationError
+from modelglue.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    CorruptCheckpoint,
+    EvaluationError,
+    InputError,
+)
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.task import Task
-
-PROMPTS = ["the sky is", "a" * 40, "hi"]
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +29,9 @@ def model(path: Path) -> HuggingFaceModel:
     return HuggingFaceModel.load(path)
 
 
-def test_it_is_a_language_model_without_dropout_or_gradients(model: HuggingFaceModel) -> None:
+def test_it_is_a_language_model_without_dropout(model: HuggingFaceModel) -> None:
     assert isinstance(model, LanguageModel)
     assert not model.module.training
-    assert not model.features(["a"]).requires_grad
-
-
-@pytest.mark.parametrize("layer", [0, 2, 4])
-def test_features_are_the_mean_state_of_the_prompt_alone(
-    model: HuggingFaceModel, layer: int
-) -> None:
-    found = model.features(PROMPTS, layer=layer)
-    for row, prompt in zip(found, PROMPTS, strict=True):
-        ids = torch.tensor([model.tokenizer(prompt).input_ids])
-        with torch.no_grad():
-            states = model.module(ids, output_hidden_states=True).hidden_states[layer]
-        torch.testing.assert_close(row, states[0].mean(dim=0), atol=1e-5, rtol=1e-5)
-
-
-def test_features_do_not_depend_on_the_batch(model: HuggingFaceModel) -> None:
-    together = model.features(PROMPTS, layer=1)
-    alone = torch.cat([model.features([prompt], layer=1) for prompt in PROMPTS])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 
 def test_parameters_count_a_tied_head_once_and_the_experts_at_work(
@@ -94,6 +80,68 @@ def test_a_missing_tensor_is_not_filled_with_random_numbers(
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CorruptCheckpoint, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
         HuggingFaceModel.load(path)
+
+
+def test_a_damaged_file_of_weights_is_refused(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_model(tmp_path / "model")
+    (path / "model.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(CheckpointError, match="transformers cannot load it"):
+        HuggingFaceModel.load(path)
+
+
+def test_weights_that_are_no_pickle_are_refused(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_model(tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(CheckpointError, match="transformers cannot load it"):
+        HuggingFaceModel.load(path)
+
+
+def test_a_setting_of_the_wrong_type_is_refused(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_model(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "four"}))
+    with pytest.raises(CheckpointError, match="transformers cannot load it"):
+        HuggingFaceModel.load(path)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "mps:99"])
+def test_a_device_that_is_not_there_is_refused(path: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used: "):
+        HuggingFaceModel.load(path, device=device)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = HuggingFaceModel.load(make_model(tmp_path / "model"))
+    model.tokenizer.add_tokens([f"<extra{n}>" for n in range(9)])
+    last = len(model.tokenizer) - 1
+    message = rf"'<extra8>' with id {last}, but the model's embedding has 264 rows"
+    with pytest.raises(EvaluationError, match=message):
+        model.generate(["a<extra8>"], max_new_tokens=1)
+    with pytest.raises(EvaluationError, match=message):
+        model.loglikelihoods(["a"], [[" b", " <extra8>"]])
+    assert model.generate(["a"], max_new_tokens=1)
+
+
+def test_how_many_rows_are_decoded_at_once_does_not_depend_on_free_memory(
+    model: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**14, "SC_AVPHYS_PAGES": 2**14}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
+    rows = model._rows(512)
+    assert 1 < rows < 256
+    memory["SC_AVPHYS_PAGES"] = 1
+    assert model._rows(512) == rows
+    memory["SC_PHYS_PAGES"] = 1
+    assert model._rows(512) == 1
 
 
 def test_a_second_evaluation_tokenises_nothing(

@@ -152,6 +152,38 @@ def test_too_long_a_context_loses_its_beginning(llama: HuggingFaceModel) -> None
     assert long.total == pytest.approx(short.total, abs=2e-5)
 
 
+def test_a_continuation_that_fills_the_context_is_scored_whole(llama: HuggingFaceModel) -> None:
+    ((likelihood,),) = llama.loglikelihoods(["x"], [[" " + "a" * 63]])
+    assert likelihood.tokens == 64
+
+
+def test_a_continuation_longer_than_the_context_is_an_error(llama: HuggingFaceModel) -> None:
+    with pytest.raises(EvaluationError, match=r"needs 65 tokens, the model's context holds 64"):
+        llama.loglikelihoods(["x"], [[" b", " " + "a" * 64]])
+    with pytest.raises(EvaluationError, match=r"needs 65 tokens, the model's context holds 64"):
+        llama.loglikelihoods([""], [["a" * 65]])
+
+
+@pytest.mark.parametrize("context", ["x", ""])
+def test_a_continuation_that_adds_no_token_is_an_error(
+    llama: HuggingFaceModel, context: str
+) -> None:
+    with pytest.raises(EvaluationError, match="the continuation '' adds no token to its context"):
+        llama.loglikelihoods([context], [[""]])
+
+
+def test_a_continuation_that_melts_into_its_context_is_an_error() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from modelglue.evaluate.encoding import Encoder
+
+    inner = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=inner), 64)
+    with pytest.raises(EvaluationError, match="the continuation 'b' adds no token"):
+        encoder.continued(["a"], [["b"]])
+
+
 def test_nan_is_an_error_and_never_a_score(llama: HuggingFaceModel) -> None:
     weight = llama.module.model.norm.weight
     kept = weight.detach().clone()

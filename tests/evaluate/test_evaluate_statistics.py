@@ -69,6 +69,14 @@ def test_a_task_with_one_group_says_that_nothing_is_known() -> None:
     assert (difference.mean, difference.low, difference.high) == (1.0, -1.0, 1.0)
 
 
+def test_an_interval_of_two_groups_does_not_leave_what_is_possible() -> None:
+    two = scores_of(np.array([1.0, 0.0]))
+    found = mean_interval(two)
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+    difference = paired_difference(two, scores_of(np.array([0.0, 1.0])))
+    assert (difference.mean, difference.low, difference.high) == (0.0, -1.0, 1.0)
+
+
 def test_neither_the_order_of_tasks_nor_of_items_changes_an_interval() -> None:
     generator = np.random.default_rng(4)
     a = scores_of(*(generator.random((2, 50)) < 0.5))

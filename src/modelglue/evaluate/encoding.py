@@ -29,11 +29,13 @@ class Encoder:
     Args:
         tokenizer: a transformers tokenizer.
         max_length: the longest sequence that the model takes; longer ones lose their beginning.
+        rows: of the model's embedding; None if unknown.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, *, rows: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.rows = rows
         self._remembered: dict[str, Tokens] = {}
         # Not every tokenizer puts a beginning-of-sequence token first, whatever it has one.
         self._bos: str | None = tokenizer.bos_token
@@ -44,6 +46,9 @@ class Encoder:
         """Tokens of each text, with the special token that the tokenizer puts before a text.
 
         A text that brings that token along (a chat template writes it) does not get a second one.
+
+        Raises:
+            EvaluationError: a token has no row in the model's embedding.
         """
         unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
         if unknown:
@@ -53,7 +58,9 @@ class Encoder:
             encoded = self.tokenizer(unknown, add_special_tokens=False).input_ids
             for text, tokens in zip(unknown, encoded, strict=True):
                 opened = self._bos is not None and text.startswith(self._bos)
-                self._remembered[text] = (() if opened else self._opening) + tuple(tokens)
+                whole = (() if opened else self._opening) + tuple(tokens)
+                self._require_rows(whole)
+                self._remembered[text] = whole
         return [self._remembered[text] for text in texts]
 
     def prompts(self, texts: Sequence[str], max_new_tokens: int) -> list[Tokens]:
@@ -77,7 +84,11 @@ class Encoder:
 
         White space at the context's end counts to the continuation; context and continuation are
         encoded as one text, and the continuation is what comes after as many tokens as the context
-        has by itself.
+        has by itself. Where nothing comes after (the tokenizer melts the two together) there is
+        nothing to score: an error, as there.
+
+        Raises:
+            EvaluationError: a continuation adds no token, or the model's context cannot hold it.
         """
         stripped = [context.rstrip() for context in contexts]
         wholes = [
@@ -87,8 +98,8 @@ class Encoder:
         heads = iter(self.encode(stripped))
         tails = iter(self.encode([whole for texts in wholes for whole in texts]))
         return [
-            tuple(self._continued(head, next(tails)) for _ in texts)
-            for head, texts in zip(heads, wholes, strict=True)
+            tuple(self._continued(head, next(tails), text) for text in texts)
+            for head, texts in zip(heads, continuations, strict=True)
         ]
 
     def decode(self, prompt: Tokens, completion: Sequence[int]) -> str:
@@ -108,21 +119,52 @@ class Encoder:
             )
         )
 
-    def _continued(self, head: Tokens, whole: Tokens) -> Continued:
+    def _continued(self, head: Tokens, whole: Tokens, text: str) -> Continued:
         if not head:
             head = self._nothing()
             whole = head + whole
+        needed = len(whole) - len(head)
+        if needed < 1:
+            raise EvaluationError(
+                f"the continuation {_start_of(text)} adds no token to its context, so it has no "
+                "likelihood; let it begin with a space, or the prompt end in one"
+            )
+        if needed > self.max_length:
+            raise EvaluationError(
+                f"the continuation {_start_of(text)} needs {needed} tokens, the model's context "
+                f"holds {self.max_length}; split it into shorter items"
+            )
         cut = max(0, len(whole) - self.max_length - 1)
-        return Continued(whole[cut:], max(1, min(len(head), len(whole)) - cut))
+        return Continued(whole[cut:], len(head) - cut)
 
     def _nothing(self) -> Tokens:
         """What stands for an empty text: a model needs at least one token to start from."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
+                self._require_rows((int(token),))
                 return (int(token),)
         raise EvaluationError(
             "an empty prompt needs a beginning- or end-of-sequence token, the tokenizer has neither"
         )
+
+    def _require_rows(self, tokens: Tokens) -> None:
+        if problem := rowless_token(self.tokenizer, tokens, self.rows):
+            raise EvaluationError(problem)
+
+
+def rowless_token(tokenizer: Any, tokens: Sequence[int], rows: int | None) -> str | None:
+    """What is wrong if a token lies beyond the embedding's rows, in words; None if none does."""
+    largest = max(tokens, default=-1)
+    if rows is None or largest < rows:
+        return None
+    return (
+        f"the tokenizer gives the token {tokenizer.convert_ids_to_tokens(largest)!r} with id "
+        f"{largest}, but the model's embedding has {rows} rows; the tokenizer is not the model's"
+    )
+
+
+def _start_of(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

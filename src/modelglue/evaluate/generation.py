@@ -77,7 +77,7 @@ class _Decoder:
         self._stop = tuple(stop)
         self._limit = max_new_tokens
         self._sampling = sampling
-        self._ends = end_tokens(module, encoder.tokenizer)
+        self._ends = end_tokens(module, encoder.tokenizer) | _stop_tokens(encoder.tokenizer, stop)
         self._may_stop: dict[int, bool] = {}
 
     def text(self, prompt: Tokens, tokens: Sequence[int]) -> str:
@@ -176,6 +176,13 @@ def end_tokens(module: Any, tokenizer: Any) -> frozenset[int]:
         found = getattr(config, "eos_token_id", None)
         named += found if isinstance(found, list | tuple) else [found]
     return frozenset(int(token) for token in named if token is not None)
+
+
+def _stop_tokens(tokenizer: Any, stop: Sequence[str]) -> frozenset[int]:
+    """The stops that are one special token each: they never appear in decoded text."""
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    known = {**tokenizer.get_added_vocab(), **special}
+    return frozenset(int(known[text]) for text in stop if text in known)
 
 
 def _finite_best(logits: Tensor) -> Tensor:

@@ -1,15 +1,23 @@
 """One checkpoint behind the `LanguageModel` interface, run by transformers."""
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
-from modelglue.errors import CheckpointError, CheckpointNotFound, CorruptCheckpoint, EvaluationError
+from modelglue.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    CorruptCheckpoint,
+    EvaluationError,
+    InputError,
+)
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, generate
 from modelglue.evaluate.likelihood import LikelihoodScorer
@@ -18,6 +26,20 @@ from modelglue.evaluate.model import Likelihood
 BatchSize = int | Literal["auto"]
 # Rows of one decoding step: beyond it a step's fixed cost no longer counts.
 _MOST_ROWS = 256
+# What transformers lets through when a folder is damaged or does not fit together.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+    pickle.UnpicklingError,
+)
 
 
 class HuggingFaceModel:
@@ -29,7 +51,12 @@ class HuggingFaceModel:
         module: a causal language model.
         tokenizer: its tokenizer.
         device: where to run; by default where the module is.
-        batch_size: rows at once; "auto" chooses by the length of the rows and the memory.
+        batch_size: rows at once; "auto" chooses by the length of the rows and the memory that the
+            machine has in all, so that a repeated run has the same batches whatever else runs.
+            Give a number where only a part of the machine may be used.
+
+    Raises:
+        InputError: there is no such device.
     """
 
     def __init__(
@@ -40,10 +67,12 @@ class HuggingFaceModel:
         device: str | torch.device | None = None,
         batch_size: BatchSize = "auto",
     ) -> None:
-        self.module = (module if device is None else module.to(device)).eval()
+        self.module = (module if device is None else on_device(module, device)).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._encoder = Encoder(tokenizer, _max_length(module, tokenizer))
+        self._encoder = Encoder(
+            tokenizer, _max_length(module, tokenizer), rows=embedding_rows(module)
+        )
         self._scorer = LikelihoodScorer(self.module)
 
     @classmethod
@@ -64,6 +93,7 @@ class HuggingFaceModel:
             CheckpointNotFound: there is no such folder.
             CorruptCheckpoint: the file lacks tensors that the model needs.
             CheckpointError: transformers cannot load the model or its tokenizer.
+            InputError: there is no such device.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -77,7 +107,7 @@ class HuggingFaceModel:
                 path, dtype=dtype, local_files_only=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except LOADING_ERRORS as error:
             raise CheckpointError(f"{path}: transformers cannot load it: {error}") from error
         finally:
             if shows_progress:
@@ -151,26 +181,6 @@ class HuggingFaceModel:
         by_prompt = dict(zip(unique, answers, strict=True))
         return [by_prompt[prompt] for prompt in prompts]
 
-    @torch.no_grad()
-    def features(self, prompts: Sequence[str], *, layer: int = 0) -> Tensor:
-        """The mean hidden state of each prompt at `layer`, padding left out.
-
-        Args:
-            prompts: n texts.
-            layer: 0 is the input embeddings; k what layer k gives.
-
-        Returns:
-            [n, hidden], fp32, on the CPU.
-        """
-        encoded = self._encoder.prompts(prompts, 0)
-        step = self.batch_size if isinstance(self.batch_size, int) else 64
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        means = torch.empty(len(encoded), self.module.config.get_text_config().hidden_size)
-        for start in range(0, len(order), step):
-            chosen = order[start : start + step]
-            means[chosen] = self._mean_state([encoded[i] for i in chosen], layer).float().cpu()
-        return means
-
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt that the tokenizer's own template makes of a conversation.
 
@@ -185,24 +195,6 @@ class HuggingFaceModel:
             )
         )
 
-    def _mean_state(self, rows: Sequence[tuple[int, ...]], layer: int) -> Tensor:
-        width = max(map(len, rows))
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
-        ids, mask = ids.to(self.module.device), mask.to(self.module.device)
-        if layer == 0:
-            states = self.module.get_input_embeddings()(ids)
-        else:
-            output = self.module.base_model(
-                ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
-            )
-            states = output.hidden_states[layer]
-        weights = mask / mask.sum(dim=1, keepdim=True)
-        return torch.einsum("nt,nth->nh", weights, states.float())
-
     def _rows(self, length: int) -> int:
         """How many rows of that length may be decoded at once."""
         if isinstance(self.batch_size, int):
@@ -210,7 +202,33 @@ class HuggingFaceModel:
         config = self.module.config.get_text_config()
         width = config.hidden_size * 2  # keys and values; grouped heads need less
         row = length * config.num_hidden_layers * width * self.module.dtype.itemsize
-        return int(max(1, min(_MOST_ROWS, _free_memory(self.module.device) // 4 // row)))
+        # Memory free at the moment would change the batches, and with them the last bits.
+        weights = sum(p.numel() * p.itemsize for p in self.module.parameters())
+        room = (_total_memory(self.module.device) - weights) // 8
+        return int(max(1, min(_MOST_ROWS, room // row)))
+
+
+def on_device(module: Any, device: str | torch.device) -> Any:
+    """The module, moved to `device`.
+
+    Raises:
+        InputError: there is no such device.
+        EvaluationError: its memory is too small.
+    """
+    with _memory():
+        try:
+            return module.to(device)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"device {str(device)!r} cannot be used: {reason}") from error
+
+
+def embedding_rows(module: Any) -> int | None:
+    """How many tokens the model has an input embedding for; None if it does not say."""
+    weight = getattr(module.get_input_embeddings(), "weight", None)
+    return None if weight is None else int(weight.shape[0])
 
 
 @contextmanager
@@ -229,10 +247,11 @@ def _max_length(module: Any, tokenizer: Any) -> int:
     return min(int(tokenizer.model_max_length), 1 << 30)
 
 
-def _free_memory(device: torch.device) -> int:
+def _total_memory(device: torch.device) -> int:
+    """A constant of the machine: all memory of the device, in use or not."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 1 << 30

@@ -42,7 +42,8 @@ class LanguageModel(Protocol):
         """The likelihood of each of `continuations[i]` after `contexts[i]`.
 
         Raises:
-            EvaluationError: the model gave NaN.
+            EvaluationError: the model gave NaN, or a continuation adds no token or does not fit
+                into the model's context.
         """
         ...
 

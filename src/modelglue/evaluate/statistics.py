@@ -37,7 +37,8 @@ def paired_difference(
 
     Percentile bootstrap over groups within each task, the spread scaled by √(G / (G − 1)) for G
     groups, since resampling underestimates a variance by that factor. Where a task has one group,
-    nothing is known about its spread and the interval is all that is possible, [−1, 1].
+    nothing is known about its spread and the interval is all that is possible, [−1, 1]; no
+    interval is wider than that.
 
     Raises:
         EvaluationError: `a` and `b` are not scores of the same items of the same tasks.
@@ -141,8 +142,10 @@ def _bootstrap(
         drawn = _resampled_means(column, resamples, _generator(seed, column.task))
         means += column.mean + (drawn - column.mean) * math.sqrt(size / (size - 1))
     low, high = np.quantile(means / len(columns), [(1 - level) / 2, (1 + level) / 2])
-    # Where all resamples agree, rounding alone must not put the mean outside its interval.
-    return Interval(mean, min(float(low), mean), max(float(high), mean))
+    # Where all resamples agree, rounding alone must not put the mean outside its interval; where
+    # groups are few, the scaling must not put an end beyond what is possible.
+    lowest, highest = widest
+    return Interval(mean, max(min(float(low), mean), lowest), min(max(float(high), mean), highest))
 
 
 def _resampled_means(column: _Column, resamples: int, generator: np.random.Generator) -> Array:
