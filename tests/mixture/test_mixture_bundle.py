@@ -120,6 +120,18 @@ def test_a_conversation_goes_through_the_chosen_experts_own_template(
     assert seen[0].startswith(f"{mark}: {question}")
 
 
+def test_a_growing_conversation_keeps_its_expert(bundle, monkeypatch):
+    asked = []
+    for index in range(3):
+        monkeypatch.setattr(bundle.expert(index), "generate", lambda *_, i=index, **__: [asked, i])
+        monkeypatch.setattr(bundle.expert(index).tokenizer, "chat_template", "{{ messages }}")
+    first = [{"role": "system", "content": ""}, {"role": "user", "content": QUESTIONS[1]}]
+    later = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": QUESTIONS[2]}]
+    assert bundle.chat(first) == bundle.chat(first + later * 9)
+    whole = "\n".join(message["content"] for message in first + later * 9)
+    assert bundle.route([whole])[0].expert != bundle.route([QUESTIONS[1]])[0].expert
+
+
 def test_an_expert_without_template_says_so(bundle):
     with pytest.raises(MixtureError, match="'numbers', whose tokenizer has no chat template"):
         bundle.chat([{"role": "user", "content": QUESTIONS[0]}])
@@ -201,6 +213,13 @@ def test_a_torn_manifest_is_refused(damaged):
         Bundle.load(folder)
 
 
+def test_a_manifest_nested_too_deeply_is_refused(damaged):
+    folder = damaged(lambda content: None)
+    (folder / "mixture.json").write_text("[" * 200_000)
+    with pytest.raises(MixtureError, match=r"mixture\.json can't be read"):
+        Bundle.load(folder)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -217,6 +236,7 @@ def test_a_torn_manifest_is_refused(damaged):
         (lambda c: c["experts"][1].update(path="../../x"), "'words' has the path .* leaves"),
         (lambda c: c["experts"][1].update(path="/etc"), "'words' has the path .* leaves"),
         (lambda c: c["experts"][1].update(path="."), "'words' has the path .* leaves"),
+        (lambda c: c["experts"][1].update(path="a\0b"), "'words' has the path .* which is none"),
         (lambda c: c["experts"][2].update(path="experts/9"), "'signs' is missing: experts/9"),
         (lambda c: c["feature"].update(encoder="nobody"), "feature.encoder: 'nobody' is none of"),
         (lambda c: c["feature"].update(layer=-1), "can't be computed"),

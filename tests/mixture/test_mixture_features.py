@@ -103,6 +103,18 @@ def test_position_tables_are_not_taken_for_the_token_table(tmp_path, make_model)
     )
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_token_without_a_row_in_the_embedding_is_named(tmp_path, make_model, layer):
+    path = make_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([f"<extra{n}>" for n in range(9)])
+    tokenizer.save_pretrained(path)
+    encoder = open_encoder(path, Feature(layer=layer))
+    assert encoder.features(["a"])[0].any()
+    with pytest.raises(MixtureError, match=r"model: .* '<extra8>' with id \d+, .* has 264 rows"):
+        encoder.features(["a", "a<extra8>"])
+
+
 def test_a_layer_that_is_not_there_is_refused(experts):
     with pytest.raises(MixtureError, match=r"layer 5: .* has layers 1 to 4"):
         open_encoder(experts["numbers"], Feature(layer=5))

@@ -4,7 +4,8 @@
 
 Experts may differ in architecture, tokenizer and chat template, and each folder in `experts/`
 stays a stock checkpoint that other programs can serve. A prompt is routed once, to one expert,
-which then answers it exactly as it would alone; a batch is split by expert.
+which then answers it exactly as it would alone; a batch is split by expert. A conversation is
+routed by its opening and stays with its expert.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -230,8 +231,9 @@ class Bundle:
     ) -> str:
         """The next turn of a conversation.
 
-        Routed on what was said, without roles or markup (experts' templates differ); the chosen
-        expert then sees the conversation through its own template and tokenizer.
+        Routed on what was said up to and including the first message of the user, without roles or
+        markup (experts' templates differ), so that a conversation keeps its expert as it grows. The
+        expert sees all of it, through its own template and tokenizer.
 
         Args:
             messages: `{"role": …, "content": …}`, oldest first.
@@ -239,8 +241,7 @@ class Bundle:
         Raises:
             MixtureError: the chosen expert has no chat template.
         """
-        text = "\n".join(message["content"] for message in messages)
-        index = self.route([text])[0].expert
+        index = self.route([_opening(messages)])[0].expert
         expert = self.expert(index)
         if not expert.tokenizer.chat_template:
             raise MixtureError(
@@ -285,6 +286,12 @@ class Bundle:
             chosen = [i for i, expert in enumerate(routes) if expert == index]
             answers.update(zip(chosen, ask(self.expert(index), chosen), strict=True))
         return [answers[i] for i in range(len(prompts))]
+
+
+def _opening(messages: Sequence[Mapping[str, str]]) -> str:
+    """What a conversation is routed on; all of it where no user has spoken."""
+    users = (place for place, message in enumerate(messages, 1) if message["role"] == "user")
+    return "\n".join(message["content"] for message in messages[: next(users, len(messages))])
 
 
 def _read_router(folder: Path, experts: int, features: int) -> LinearRouter:

@@ -18,7 +18,13 @@ from transformers import AutoTokenizer
 from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import CheckpointError, MixtureError
-from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.encoding import rowless_token
+from modelglue.evaluate.huggingface import (
+    LOADING_ERRORS,
+    HuggingFaceModel,
+    embedding_rows,
+    on_device,
+)
 
 _BATCH = 32
 
@@ -29,8 +35,7 @@ class Feature:
 
     Args:
         layer: 0 is the input embedding, L the output of decoder layer L (before any final norm).
-        max_tokens: tokens of a prompt that are looked at, from its start, so that a growing
-            conversation keeps its feature.
+        max_tokens: tokens of a prompt that are looked at, from its start.
         pooling: over the tokens; only the mean.
     """
 
@@ -46,7 +51,11 @@ class Encoder(Protocol):
     parameters: int
 
     def features(self, prompts: Sequence[str]) -> Tensor:
-        """fp32 [prompts, hidden]; an empty prompt gives zeros."""
+        """fp32 [prompts, hidden]; an empty prompt gives zeros.
+
+        Raises:
+            MixtureError: a token has no row in the encoder's embedding.
+        """
         ...
 
 
@@ -69,9 +78,9 @@ class EmbeddingEncoder:
     """
 
     def __init__(self, path: Path, feature: Feature) -> None:
-        self._tokens = _Tokens(path, feature)
         with Checkpoint.open(path) as checkpoint:
             self._table = checkpoint.read(_embedding_name(checkpoint))
+        self._tokens = _Tokens(path, feature, rows=len(self._table))
         self.hidden_size = self._table.shape[1]
         self.parameters = self._table.numel()
 
@@ -98,8 +107,8 @@ class LayerEncoder:
             )
         del layers[feature.layer :]
         positions = getattr(config, "max_position_embeddings", None) or feature.max_tokens
-        self._tokens = _Tokens(path, feature, most=positions)
-        self._model = model.to(device).eval()
+        self._tokens = _Tokens(path, feature, rows=embedding_rows(model), most=positions)
+        self._model = on_device(model, device).eval()
         self._device = device
         # The model's own last state is normed; the hook sees the layer's.
         layers[-1].register_forward_hook(self._keep)
@@ -136,11 +145,15 @@ class LayerEncoder:
 class _Tokens:
     """A checkpoint's tokenizer, as routing uses it."""
 
-    def __init__(self, path: Path, feature: Feature, *, most: int | None = None) -> None:
+    def __init__(
+        self, path: Path, feature: Feature, *, rows: int | None, most: int | None = None
+    ) -> None:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except LOADING_ERRORS as error:
             raise CheckpointError(f"{path}: its tokenizer can't be loaded: {error}") from error
+        self._path = path
+        self._rows = rows
         self._most = min(feature.max_tokens, most or feature.max_tokens)
 
     def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -148,7 +161,11 @@ class _Tokens:
             return []
         # Cut here and not by the tokenizer, whose own settings may cut or pad on the other side.
         encoded = self._tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        return [list(row[: self._most]) for row in encoded]
+        cut = [list(row[: self._most]) for row in encoded]
+        for row in cut:
+            if problem := rowless_token(self._tokenizer, row, self._rows):
+                raise MixtureError(f"{self._path}: {problem}")
+        return cut
 
 
 def _embedding_name(checkpoint: Checkpoint) -> str:

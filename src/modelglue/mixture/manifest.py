@@ -80,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MixtureError(f"{folder} is not a mixture: it has no {FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MixtureError(f"{path} can't be read: {error}") from None
     reader = _Reader(path)
     if reader.get(content, "format", int) != FORMAT:
@@ -137,13 +137,19 @@ def _expert(reader: _Reader, entry: Any) -> ExpertEntry:
 
 
 def _require_inside(folder: Path, expert: ExpertEntry) -> None:
-    place = (folder / expert.path).resolve()
+    try:
+        place = (folder / expert.path).resolve()
+        stands = (place / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, a loop of links
+        raise MixtureError(
+            f"{folder}: expert {expert.name!r} has the path {expert.path!r}, which is none: {error}"
+        ) from None
     if folder.resolve() not in place.parents:
         raise MixtureError(
             f"{folder}: expert {expert.name!r} has the path {expert.path!r}, which leaves the "
             "bundle; experts must lie inside it"
         )
-    if not (place / "config.json").is_file():
+    if not stands:
         raise MixtureError(
             f"{folder}: expert {expert.name!r} is missing: {expert.path} holds no config.json"
         )
