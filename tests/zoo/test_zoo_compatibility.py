@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import CorruptCheckpoint
 from modelglue.zoo.compatibility import incompatibility
 
 
@@ -139,6 +140,23 @@ def test_the_same_settings_in_older_words_are_no_reason(
     llamas: list[Path], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     assert reason(llamas[0], reconfigure(llamas[1], tmp_path / "other", **settings)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"rope_parameters": "default"}, "rope_parameters must be an object, and is 'default'"),
+        ({"rope_parameters": None, "rope_scaling": [2]}, "rope_scaling must be an object"),
+        ({"rope_parameters": {"rope_theta": "big"}}, "rope_theta must be a number, and is 'big'"),
+        ({"rope_parameters": None, "rope_theta": [1e4]}, "rope_theta must be a number"),
+    ],
+)
+def test_rotary_settings_that_mean_nothing_are_refused(
+    llamas: list[Path], tmp_path: Path, settings: dict[str, Any], key: str
+) -> None:
+    other = reconfigure(llamas[1], tmp_path / "other", **settings)
+    with pytest.raises(CorruptCheckpoint, match=rf"other/config\.json: {key}"):
+        reason(llamas[0], other)
 
 
 def test_models_can_be_called_by_other_names(llamas: list[Path], tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ what the folder says; whether the weights are alike is `similarity`'s question.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import same_vocabulary
+from modelglue.errors import CorruptCheckpoint
 
 
 def incompatibility(
@@ -26,6 +28,9 @@ def incompatibility(
         a: one model.
         b: the other.
         names: what to call them; by default their folders' names.
+
+    Raises:
+        CorruptCheckpoint: a configuration's rotary positions cannot be understood.
     """
     names = names or (a.name, b.name)
     return (
@@ -112,7 +117,7 @@ def _shape(model: Checkpoint, name: str) -> str:
 
 def _settings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | None:
     """Settings without a tensor of their own that change what the weights mean."""
-    ours, theirs = (_read_settings(language_config(model.config)) for model in (a, b))
+    ours, theirs = (_read_settings(model) for model in (a, b))
     for what, mine in ours.items():
         other = theirs[what]
         if None not in (mine, other) and mine != other:
@@ -125,8 +130,9 @@ def _settings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | Non
 _THETA_10000 = ("llama", "mistral", "qwen2", "phi", "phi3", "gemma", "gemma2", "gpt_neox")
 
 
-def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_settings(model: Checkpoint) -> dict[str, Any]:
     """By what it is called; None where the configuration does not say."""
+    config = language_config(model.config)
     heads = config.get("num_attention_heads", config.get("n_head"))
     hidden = config.get("hidden_size", config.get("n_embd"))
     width = config.get("head_dim")
@@ -137,12 +143,15 @@ def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "key-value heads": config.get("num_key_value_heads") or heads,
         "head width": width,
         "activation": config.get("hidden_act", config.get("activation_function")),
-        **_rotary(config),
+        **_rotary(config, model.path / "config.json"),
     }
 
 
-def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rotary(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Rotary positions, as transformers 5 writes them or as older versions did."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise CorruptCheckpoint(f"{file}: {key} must be an object, and is {config[key]!r}")
     written = config.get("rope_parameters")
     if isinstance(written, Mapping) and any(isinstance(v, Mapping) for v in written.values()):
         return {"rope": dict(written), "rope theta": None, "rope scaling": None}
@@ -157,10 +166,17 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
         scaling = {}
     return {
         "rope": None,
-        "rope theta": None if theta is None else float(theta),
+        "rope theta": None if theta is None else _theta(theta, file),
         "rope scaling": {"type": kind, **scaling},
         "rotary fraction": partial,
     }
+
+
+def _theta(value: Any, file: Path) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise CorruptCheckpoint(f"{file}: rope_theta must be a number, and is {value!r}") from None
 
 
 def _show(value: Any) -> str:
