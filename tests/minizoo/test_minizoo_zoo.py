@@ -14,7 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelglue.errors import InputError, UnknownName
+from modelglue.journal import write_json
 from modelglue.minizoo import Zoo, presets, train_zoo
+from modelglue.minizoo.zoo import Criterion, _describe, _read
 
 NAMES = [member.name for member in presets()["tiny"].members]
 
@@ -106,6 +108,26 @@ def test_a_zoo_that_stands_is_not_trained_again(zoo):
     assert again.trained == ()
     assert again.models == zoo.models
     assert {path: path.stat().st_mtime_ns for path in zoo.folder.rglob("*")} == before
+
+
+def test_a_base_without_criterion_has_none_to_miss(zoo):
+    assert zoo.criterion is None
+
+
+@pytest.mark.parametrize(("accuracy", "reached"), [(0.4, True), (0.25, False)])
+def test_it_is_noted_whether_the_base_reached_its_criterion(zoo, tmp_path, accuracy, reached):
+    folder = tmp_path / "quick"
+    plan = presets()["quick"]
+    request = {"preset": "quick", "seed": 3, "digest": "x"}
+    for member in plan.members:
+        (folder / "models" / member.name).mkdir(parents=True)
+        effort = {"steps": 2, "tokens": 9, "seconds": 1.0, "checks": [[1, 0.1], [2, accuracy]]}
+        write_json(folder / "models" / member.name / "training.json", effort)
+    write_json(folder / "zoo.json", _describe(plan, folder, request))
+    found = _read(folder, trained=()).criterion
+    assert found == Criterion(0.38, accuracy, reached)
+    expected = None if reached else "did not reach its accuracy criterion: 0.250 of 0.380"
+    assert found.warning is None if reached else expected in found.warning
 
 
 def test_another_seed_is_refused(zoo):

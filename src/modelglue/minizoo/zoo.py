@@ -41,8 +41,34 @@ class ZooModel:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """The accuracy at which the base was to stop, and the last one measured before it did.
+
+    A base that falls short has stopped at its largest number of steps: the zoo can be used, but
+    merging may not work in it as it does in others.
+    """
+
+    target: float
+    accuracy: float
+    reached: bool
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell whoever trained the zoo; None if all is well."""
+        if self.reached:
+            return None
+        return (
+            f"the base did not reach its accuracy criterion: {self.accuracy:.3f} of "
+            f"{self.target:.3f}; merging may not work in this zoo. Train one with another seed."
+        )
+
+
+@dataclass(frozen=True)
 class Zoo:
-    """A zoo on disk; `trained` names what this call trained."""
+    """A zoo on disk; `trained` names what this call trained.
+
+    `criterion` is None where the base trains for a fixed number of steps, or before it was noted.
+    """
 
     folder: Path
     preset: str
@@ -50,6 +76,7 @@ class Zoo:
     models: tuple[ZooModel, ...]
     groups: dict[str, tuple[str, ...]]
     trained: tuple[str, ...]
+    criterion: Criterion | None = None
 
     @property
     def config(self) -> Path:
@@ -267,7 +294,24 @@ def _describe(plan: Preset, folder: Path, request: dict[str, Any]) -> dict[str, 
             }
         )
     groups = {name: list(group) for name, group in _groups(plan).items()}
-    return {**request, "models": models, "tasks": list(SKILLS), "groups": groups}
+    criterion = _criterion(plan, folder)
+    return {
+        **request,
+        "models": models,
+        "tasks": list(SKILLS),
+        "groups": groups,
+        "criterion": criterion and asdict(criterion),
+    }
+
+
+def _criterion(plan: Preset, folder: Path) -> Criterion | None:
+    base = plan.members[0]
+    target = base.training.target
+    checks = read_json(folder / "models" / base.name / _EFFORT).get("checks")
+    if target is None or not checks:
+        return None
+    _, accuracy = checks[-1]  # measuring ends when the target is met
+    return Criterion(target, accuracy, accuracy >= target)
 
 
 def _groups(plan: Preset) -> dict[str, tuple[str, ...]]:
@@ -314,4 +358,6 @@ def _read(folder: Path, *, trained: tuple[str, ...]) -> Zoo:
         ZooModel(**{**model, "path": folder / model["path"]}) for model in found["models"]
     )
     groups = {name: tuple(group) for name, group in found["groups"].items()}
-    return Zoo(folder, found["preset"], found["seed"], models, groups, trained)
+    noted = found.get("criterion")
+    criterion = Criterion(**noted) if noted else None
+    return Zoo(folder, found["preset"], found["seed"], models, groups, trained, criterion)
