@@ -98,6 +98,35 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_says_how_to_go_on(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modelglue.recipe.config.load_recipe", stop)
+    assert run("glue", "glue.yaml") == 130
+    assert "go on from here" in capsys.readouterr().err
+
+
+def test_a_demo_with_a_bad_output_is_refused_before_training(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run("demo", "--zoo", tmp_path / "zoo", "--output", tmp_path) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"title": 3}', "{"])
+def test_a_damaged_report_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "report.json").write_text(content)
+    assert run("report", tmp_path) == 2
+    assert "report" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["glue"], ["unknown"], ["glue", "x.yaml", "--threshhold", "1"]])
 def test_wrong_usage_is_exit_code_2(run: Run, words: list[str]) -> None:
     assert run(*words) == 2

@@ -26,6 +26,7 @@ from modelglue.recipe.config import load_recipe
 from modelglue.recipe.evaluate import evaluate_model
 from modelglue.recipe.glue import Outcome, glue
 from modelglue.recipe.search import search_families
+from modelglue.report.data import SearchPath
 
 FORK = multiprocessing.get_context("fork")
 # What may differ between two runs of the same: how long it took.
@@ -66,7 +67,8 @@ def test_families_are_by_similarity_and_architecture(whole: Outcome) -> None:
 def test_what_is_written_is_what_won(whole: Outcome) -> None:
     (winner,) = [path for path in whole.report.searches if path.winner]
     merged = whole.path / "stages" / "merge-1" / "model"
-    assert winner.score == max(path.score for path in whole.report.searches)
+    rivals = [p for p in whole.report.searches if _tasks_of(p) == _tasks_of(winner)]
+    assert winner.score == max(path.score for path in rivals)
     AutoModelForCausalLM.from_pretrained(merged)
     models = whole.path.parents[1] / "models"
     with Checkpoint.open(merged) as opened:
@@ -119,7 +121,10 @@ def test_a_finished_run_is_not_run_again(whole: Outcome, zoo: Path) -> None:
 
 def test_search_alone_leaves_what_glue_goes_on_from(whole: Outcome, zoo: Path) -> None:
     recipe = load_recipe(zoo, output=str(zoo.parent / "runs" / "searched"))
-    assert search_families(recipe) == whole.report.searches
+    found = search_families(recipe)
+    assert [(p.strategy, p.steps) for p in found] == [
+        (p.strategy, p.steps) for p in whole.report.searches if not _tasks_of(p)
+    ]
     journal = (recipe.output / "journal.jsonl").read_bytes()
     assert _result(glue(recipe).path) == _result(whole.path)
     assert (recipe.output / "journal.jsonl").read_bytes().startswith(journal)
@@ -210,6 +215,30 @@ def test_adapters_and_bin_files_go_through_the_whole_recipe(zoo: Path, tmp_path:
     assert outcome.report.similarity.families == (("base", "ft-a", "base+law"),)
     scored = {row.name: row.average for row in outcome.report.table}
     assert len({scored[name] for name in ("base", "ft-a", "base+law")}) == 3
+
+
+def _tasks_of(path: SearchPath) -> str:
+    """The tasks that a search was for, where it was not all."""
+    return path.strategy.partition(" for ")[2]
+
+
+def test_a_family_is_merged_for_the_tasks_that_the_router_sends_it(
+    whole: Outcome, zoo: Path
+) -> None:
+    manifest = read_json(whole.path / "stages/mixture/manifest.json")
+    leads = manifest["leads"]["merged-1"]
+    assert 0 < len(leads) < 4
+    (winner,) = [path for path in whole.report.searches if path.winner]
+    assert _tasks_of(winner) == ", ".join(leads)
+    events = [json.loads(line) for line in (whole.path / "journal.jsonl").read_text().splitlines()]
+    trials = [event for event in events if event.get("scope") == "search-1"]
+    assert len(trials) == len({json.dumps(event["coefficients"]) for event in trials})
+
+    def at_leads(event: dict[str, Any]) -> float:
+        tasks = [t for t in event["scores"]["tasks"] if t["task"] in leads]
+        return sum(sum(t["values"]) / len(t["values"]) for t in tasks) / len(tasks)
+
+    assert winner.score == pytest.approx(max(map(at_leads, trials)))
 
 
 def _visible(root: Path) -> dict[str, bytes]:
