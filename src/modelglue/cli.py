@@ -20,6 +20,7 @@ from modelglue.errors import InputError, ModelGlueError, OutputExists
 
 if TYPE_CHECKING:
     from modelglue.evaluate.task import Task
+    from modelglue.minizoo.zoo import Zoo
     from modelglue.recipe.config import RecipeConfig
     from modelglue.zoo.cluster import Clustering
 
@@ -112,7 +113,7 @@ def demo(
     output = (output or zoo / "runs" / "demo").resolve()
     check_output(output)
     with zoo_progress() as progress:
-        train_zoo(preset, zoo, seed=seed, progress=progress)
+        _warn_of(train_zoo(preset, zoo, seed=seed, progress=progress))
     config = load_recipe(
         zoo / "glue.yaml", output=str(output), unsafe_code=True if unsafe_code else None
     )
@@ -323,7 +324,7 @@ def minizoo(
     from modelglue.report.progress import zoo_progress
 
     with zoo_progress() as progress:
-        train_zoo(preset, folder, seed=seed, progress=progress, workers=workers)
+        _warn_of(train_zoo(preset, folder, seed=seed, progress=progress, workers=workers))
     typer.echo(f"next: modelglue glue {shlex.quote(str(folder / 'glue.yaml'))}")
 
 
@@ -374,6 +375,11 @@ def _glue(recipe: "RecipeConfig", notes: tuple[str, ...], *, as_json: bool = Fal
     if not outcome.fresh:
         typer.echo("\nThis run was finished already; nothing was done.")
     typer.echo(f"\nmodel   {outcome.model}\nreport  {outcome.path / 'report.html'}")
+
+
+def _warn_of(zoo: "Zoo") -> None:
+    if zoo.criterion is not None and zoo.criterion.warning is not None:
+        typer.secho(f"modelglue: {zoo.criterion.warning}", err=True, fg=typer.colors.YELLOW)
 
 
 def _show_clustering(clustering: "Clustering") -> None:
