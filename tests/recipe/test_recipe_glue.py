@@ -231,7 +231,7 @@ def test_a_family_is_merged_for_the_tasks_that_the_router_sends_it(
     (winner,) = [path for path in whole.report.searches if path.winner]
     assert _tasks_of(winner) == ", ".join(leads)
     events = [json.loads(line) for line in (whole.path / "journal.jsonl").read_text().splitlines()]
-    trials = [event for event in events if event.get("scope") == "search-1"]
+    trials = [event for event in events if event.get("scope") in ("search-1", "refine-1")]
     assert len(trials) == len({json.dumps(event["coefficients"]) for event in trials})
 
     def at_leads(event: dict[str, Any]) -> float:

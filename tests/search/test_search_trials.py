@@ -58,6 +58,18 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_end(tmp_path: Path) -> No
         raise AssertionError("the search was to be stopped")
 
 
+def test_trials_of_an_earlier_scope_serve_at_the_tasks_that_are_asked_for(tmp_path: Path) -> None:
+    def both(coefficients: Mapping[str, float]) -> Scores:
+        return Scores((TaskScores("t", ("1",), (0.2,)), TaskScores("u", ("1",), (0.8,))))
+
+    later = Objective()
+    with Journal(tmp_path / "j") as journal:
+        JournalledObjective(both, journal, scope="all")({"a": 1.0})
+        narrowed = JournalledObjective(later, journal, scope="some", earlier=("all",), tasks=("u",))
+        assert narrowed({"a": 1.0}).by_task() == {"u": 0.8}
+    assert later.asked == []
+
+
 def test_trials_of_another_scope_do_not_count(tmp_path: Path) -> None:
     first, second = Objective(), Objective()
     with Journal(tmp_path / "j") as journal:

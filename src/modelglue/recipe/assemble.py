@@ -79,6 +79,7 @@ def _fates(
 ) -> list[ModelFate]:
     fates = {}
     final = {choice.number: choice for choice in (*choices, *chosen)}
+    alone = {name: own for choice in choices for name, own in choice.singles.items()}
     for choice in final.values():
         for name in choice.members:
             checkpoint = session.inputs.models[name]
@@ -91,7 +92,7 @@ def _fates(
                 family=choice.number - 1,
                 fate=fate,
                 reason=reason,
-                search=choice.singles[name].by_task(),
+                search=alone[name].by_task(),
             )
     return [fates[name] for name in session.config.names]
 
@@ -131,18 +132,22 @@ def search_paths(
     again = [choice for choice in chosen if choice not in choices]
     superseded = {choice.number for choice in again}
     return tuple(
-        _path(choice, result, wins=choice in again or choice.number not in superseded)
+        _path(
+            choice,
+            result,
+            narrowed=choice in again,
+            wins=choice in again or choice.number not in superseded,
+        )
         for choice in (*choices, *again)
         for result in choice.searches
     )
 
 
-def _path(choice: FamilyChoice, result: SearchResult, *, wins: bool) -> SearchPath:
-    every = set(choice.singles[choice.members[0]].by_task())
-    narrowed = "" if set(choice.tasks) == every else f" for {', '.join(choice.tasks)}"
+def _path(choice: FamilyChoice, result: SearchResult, *, narrowed: bool, wins: bool) -> SearchPath:
+    purpose = f" for {', '.join(choice.tasks)}" if narrowed else ""
     return SearchPath(
         family=choice.number - 1,
-        strategy=result.strategy + narrowed,
+        strategy=result.strategy + purpose,
         winner=wins and result.strategy == choice.winner,
         score=result.score,
         trials=result.trials,

@@ -25,11 +25,11 @@ class FamilyChoice:
         number: of the family, counted from 1, the largest first.
         members: the family's models, in the recipe's order.
         tasks: those whose mean was the score.
-        singles: each model's own scores on the search items.
+        singles: each model's own scores on the search items of these tasks.
         searches: one result a strategy; empty for a family of one.
         winner: the strategy whose result is kept (the earlier one, if two are equally good);
             None for a family of one.
-        scores: the chosen model's scores on the search items.
+        scores: the chosen model's, likewise.
         coefficients: the chosen model.
     """
 
@@ -128,12 +128,28 @@ def choose_for_tasks(
     """
     if len(choice.members) == 1 or not leads or set(leads) == set(choice.tasks):
         return choice
-    return _choose(session, f"refine-{choice.number}", choice.number, choice.members, leads)
+    number = choice.number
+    return _choose(
+        session,
+        f"refine-{number}",
+        number,
+        choice.members,
+        leads,
+        earlier=(f"search-{number}",),
+    )
 
 
 def _choose(
-    session: Session, stage: str, number: int, members: tuple[str, ...], tasks: tuple[str, ...]
+    session: Session,
+    stage: str,
+    number: int,
+    members: tuple[str, ...],
+    names: tuple[str, ...],
+    *,
+    earlier: tuple[str, ...] = (),
 ) -> FamilyChoice:
+    tasks = [task for task in session.inputs.tasks if task.name in names]
+
     def work(folder: Path) -> dict[str, Any]:
         family = session.family(members)
         total = trials_at_most(len(members), session.config.strategies)
@@ -141,19 +157,18 @@ def _choose(
 
         def told(candidate: Mapping[str, float], scores: Scores) -> None:
             nonlocal best
-            best = max(best, _at(tasks, scores).mean)
+            best = max(best, scores.mean)
             session.tell(stage, _recipe_of(candidate), len(objective), total, best)
 
-        # One scope for both rounds: what the first has scored, the second need not.
         objective = JournalledObjective(
-            lambda candidate: family.score(
-                candidate, session.inputs.tasks, "search", session.inputs.sandbox
-            ),
+            lambda candidate: family.score(candidate, tasks, "search", session.inputs.sandbox),
             session.run.journal,
-            scope=f"search-{number}",
+            scope=stage,
+            earlier=earlier,
+            tasks=names,
             on_trial=told,
         )
-        problem = Problem(members, lambda c: _at(tasks, objective(c)), family.similarity)
+        problem = Problem(members, objective, family.similarity)
         singles = {name: objective({name: 1.0}) for name in members}
         results: tuple[SearchResult, ...] = ()
         winner, coefficients = None, {members[0]: 1.0}
@@ -161,17 +176,11 @@ def _choose(
             results = tuple(search(strategy, problem) for strategy in session.config.strategies)
             best_result = max(results, key=lambda result: result.score)
             winner, coefficients = best_result.strategy, best_result.coefficients
-        scores = objective(coefficients)
         return FamilyChoice(
-            number, members, tasks, singles, results, winner, scores, coefficients
+            number, members, names, singles, results, winner, objective(coefficients), coefficients
         ).to_json()
 
     return FamilyChoice.from_json(session.run.stage(stage, work))
-
-
-def _at(tasks: Iterable[str], scores: Scores) -> Scores:
-    """The scores at some of the tasks."""
-    return Scores(tuple(scores[task] for task in tasks))
 
 
 def write_merge(session: Session, choice: FamilyChoice) -> Path:

@@ -1,7 +1,7 @@
 """Trials that are written down at once and never made twice."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from modelglue.evaluate.scores import Scores
 from modelglue.journal import Journal
@@ -14,6 +14,12 @@ class JournalledObjective:
     A strategy is deterministic given its scores, so a killed search needs no saved state: run it
     again, and it walks through the journalled trials to where it stopped.
 
+    Args:
+        scope: what these trials are filed under.
+        earlier: scopes whose trials serve too, as far as they have all of `tasks`.
+        tasks: what a candidate is scored at; None for whatever the objective gives.
+        on_trial: told of every trial, also of one that stood already.
+
     Attributes:
         evaluated: trials made by this process.
     """
@@ -24,6 +30,8 @@ class JournalledObjective:
         journal: Journal,
         *,
         scope: str,
+        earlier: Collection[str] = (),
+        tasks: Collection[str] | None = None,
         on_trial: Callable[[Coefficients, Scores], None] | None = None,
     ) -> None:
         self._objective = objective
@@ -32,9 +40,9 @@ class JournalledObjective:
         self._on_trial = on_trial
         self.evaluated = 0
         self._known = {
-            json.dumps(record["coefficients"]): Scores.from_json(record["scores"])
+            json.dumps(record["coefficients"]): _at(tasks, Scores.from_json(record["scores"]))
             for record in journal
-            if record.get("event") == "trial" and record.get("scope") == scope
+            if record.get("event") == "trial" and record.get("scope") in (scope, *earlier)
         }
 
     def __call__(self, coefficients: Coefficients) -> Scores:
@@ -61,3 +69,7 @@ class JournalledObjective:
     def __len__(self) -> int:
         """Different trials that stand, of this process and earlier ones."""
         return len(self._known)
+
+
+def _at(tasks: Collection[str] | None, scores: Scores) -> Scores:
+    return scores if tasks is None else Scores(tuple(scores[task] for task in tasks))
