@@ -103,7 +103,7 @@ def _fate(name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
     if weight is None:
         won = next(result for result in choice.searches if result.strategy == choice.winner)
         step = next(step for step in won.steps if step.candidate == name)
-        return "dropped", f"{won.strategy}: {step.reason}"
+        return "dropped", f"{won.strategy} for {', '.join(choice.tasks)}: {step.reason}"
     if choice.label not in team.leads:
         return "dropped", "the best of its family leads at no task"
     led = ", ".join(team.leads[choice.label]) or "prompts that were given for it"
