@@ -11,7 +11,7 @@ For each seed: train a `quick` zoo, glue it, and ask four questions of the repor
 4. Of the items of tasks at which the experts differ by more than 10 points, how many go to an
    expert within 5 points of the best? Random routing beside it.
 
-    python benchmarks/recipe.py --seeds 100 101 102 103 104 --folder zoo/benchmark
+    python benchmarks/recipe.py --seeds 200 201 202 203 204 --folder zoo/benchmark
 
 Resumable: what stands is not done again. Prints the tables; --json writes the numbers.
 """
@@ -61,7 +61,7 @@ class Glued:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[200, 201, 202, 203, 204])
     parser.add_argument("--folder", type=Path, default=Path("zoo/benchmark"))
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--json", type=Path)
