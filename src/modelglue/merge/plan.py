@@ -8,37 +8,61 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelglue.checkpoint.naming import place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
-from modelglue.checkpoint.spec import nbytes_of
+from modelglue.checkpoint.spec import TensorSpec, nbytes_of
 from modelglue.checkpoint.tokenizer import same_vocabulary
 from modelglue.errors import MergeError, NotMergeable, ShapeMismatch, UnsupportedCheckpoint
 from modelglue.merge.config import MergeConfig
-from modelglue.merge.method import METHODS
+from modelglue.merge.method import METHODS, Method
+
+if TYPE_CHECKING:
+    from modelglue.merge.rows import RowUnion
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor of one of the plan's checkpoints.
+
+    Attributes:
+        model: index into `MergePlan.models` (of `TensorPlan.statistics`: into
+            `MergePlan.statistics`); None is `MergePlan.base`.
+        name: of the tensor there; it differs from the output's where layers are stacked anew or a
+            tied head is read from the embedding.
+    """
+
+    model: int | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One output tensor.
 
     Attributes:
-        sources: the tensor's name in each model, in the order of `MergePlan.models`; they differ
-            from `name` where a tied head is read from the embedding.
-        base: its name in the base, or None.
-        parameters: every parameter of the method; per-model ones are tuples of n.
+        method: the merge method's name.
+        sources: what is merged, n of them; with slices another n and other models than elsewhere.
+        base: the base's tensor, kept apart from the sources; None where the method has no base.
+        parameters: every parameter of the method by its name in a configuration, resolved for this
+            tensor; per-model ones are tuples of n. Many tensors may share one mapping.
+        statistics: one a source, for methods that ask for them; None where there are none.
+        union: how rows of different vocabularies come together; None where rows are alike.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    sources: tuple[str, ...]
-    base: str | None
+    method: str
+    sources: tuple[Source, ...]
+    base: Source | None
     parameters: Mapping[str, Any]
+    statistics: tuple[Source | None, ...] = ()
+    union: "RowUnion | None" = None
 
     @property
     def numel(self) -> int:
@@ -47,7 +71,7 @@ class TensorPlan:
 
     @property
     def copied(self) -> bool:
-        """Whether it is no weight (a mask, position ids) and is taken from the first model."""
+        """Whether it is no weight (a mask, position ids) and is taken from the first source."""
         return self.dtype not in FLOATING
 
 
@@ -56,17 +80,30 @@ class MergePlan:
     """A merge that can be carried out: complete, checked, printable.
 
     Attributes:
-        models: the checkpoints to merge, n of them.
-        base: the base checkpoint, or None.
-        tensors: every output tensor, in the template's order.
+        models: the checkpoints that sources lie in, in the order in which they were named.
+        base: the base checkpoint, or None; the same object as one of `models` where a method takes
+            it for one of them.
+        statistics: the checkpoints of statistics that were named.
+        tensors: every output tensor, in the order of writing.
         config: what was asked.
+        output_config: what the output's `config.json` shall hold.
+        tokenizer: the united vocabulary to write beside; None: the template's files as they are.
+        notes: what the user may want to know, a sentence each.
     """
 
-    method: str
     models: tuple[Checkpoint, ...]
     base: Checkpoint | None
+    statistics: tuple[Checkpoint, ...]
     tensors: tuple[TensorPlan, ...]
     config: MergeConfig
+    output_config: Mapping[str, Any]
+    tokenizer: Any = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The merge method's name."""
+        return self.config.merge_method
 
     @property
     def template(self) -> Checkpoint:
@@ -80,21 +117,35 @@ class MergePlan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Weight bytes that an executor reads."""
-        total = 0
-        for tensor in self.tensors:
-            total += sum(
-                model.tensors[source].nbytes
-                for model, source in zip(self.models, tensor.sources, strict=True)
-            )
-            if self.base is not None and tensor.base is not None and self.reads_base:
-                total += self.base.tensors[tensor.base].nbytes
-        return total
+        """Weight bytes of all sources; a method that measures first reads them twice."""
+        return sum(
+            self.spec(source).nbytes
+            for tensor in self.tensors
+            for source in (*tensor.sources, tensor.base)
+            if source is not None
+        )
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Weight bytes of the output."""
+        return sum(nbytes_of(tensor.dtype, tensor.shape) for tensor in self.tensors)
 
     @property
     def reads_base(self) -> bool:
-        """Whether the method needs the base's weights."""
-        return METHODS[self.method].needs_base
+        """Whether any tensor needs the base's weights beside its sources."""
+        return any(tensor.base is not None for tensor in self.tensors)
+
+    def checkpoint(self, source: Source) -> Checkpoint:
+        """The checkpoint that a source or a tensor's base lies in."""
+        if source.model is not None:
+            return self.models[source.model]
+        if self.base is None:
+            raise ValueError(f"{source.name}: the plan has no base")
+        return self.base
+
+    def spec(self, source: Source) -> TensorSpec:
+        """The place, dtype and shape of a source or a tensor's base."""
+        return self.checkpoint(source).tensors[source.name]
 
     def describe(self) -> dict[str, Any]:
         """The whole plan as plain data: every output tensor and where it comes from."""
@@ -103,13 +154,13 @@ class MergePlan:
             "models": [model.name for model in self.models],
             "base": self.base.name if self.base else None,
             "bytes_to_read": self.bytes_to_read,
-            "bytes_to_write": sum(nbytes_of(t.dtype, t.shape) for t in self.tensors),
+            "bytes_to_write": self.bytes_to_write,
             "tensors": [
                 {
                     "name": tensor.name,
                     "dtype": tensor.dtype,
                     "shape": list(tensor.shape),
-                    "sources": list(tensor.sources),
+                    "sources": [source.name for source in tensor.sources],
                     "parameters": dict(tensor.parameters),
                 }
                 for tensor in self.tensors
@@ -163,11 +214,11 @@ def plan_of(
     values = config.values()
     method = config.method
     tensors = tuple(
-        _tensor_plan(name, template, models, base, config.dtype, values)
+        _tensor_plan(name, template, models, base, config.dtype, values, method)
         for name in template.tensors
     )
     _refuse_extra_tensors(models, tensors, template)
-    return MergePlan(method.name, models, base, tensors, config)
+    return MergePlan(models, base, (), tensors, config, dict(template.config))
 
 
 def _check_vocabulary(model: Checkpoint, template: Checkpoint) -> None:
@@ -186,6 +237,7 @@ def _tensor_plan(
     base: Checkpoint | None,
     dtype: str | None,
     values: Mapping[str, Any],
+    method: Method,
 ) -> TensorPlan:
     spec = template.tensors[name]
     if spec.dtype not in FLOATING and place(name).role in ("attention", "mlp", "embedding", "head"):
@@ -195,7 +247,15 @@ def _tensor_plan(
         )
     sources = tuple(_source(name, spec.shape, model, template) for model in models)
     written = dtype if dtype and spec.dtype in FLOATING else spec.dtype
-    return TensorPlan(name, written, spec.shape, sources, name if base else None, values)
+    return TensorPlan(
+        name,
+        written,
+        spec.shape,
+        method.name,
+        tuple(Source(i, source) for i, source in enumerate(sources)),
+        Source(None, name) if base and method.base == "required" else None,
+        values,
+    )
 
 
 def _source(name: str, shape: tuple[int, ...], model: Checkpoint, template: Checkpoint) -> str:
