@@ -1,19 +1,20 @@
 """What a merge method is, and the folder in which they are found.
 
-A method is pure tensor maths on chunks: it never sees a file, a model or a name. Its parameters
-are declared once, with their ranges, and serve validation, messages, search spaces and tests.
-Whoever runs it reads chunks of every model in fp32, stacks them and casts the result once.
+A method is pure maths on chunks: it never sees a file, a model or a name. Its parameters are
+declared once, with their ranges, and serve validation, messages, search spaces, documentation and
+tests. Whoever runs it cuts every tensor into chunks, gives it the same chunk of every model and
+casts the result once.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
-
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import Whole
 from modelglue.registry import Registry
 
 
@@ -28,6 +29,7 @@ class Law(StrEnum):
     HOMOGENEOUS = "scaling every input and the base scales the result"
     TRANSLATION_EQUIVARIANT = "adding one tensor to every input and the base adds it to the result"
     ELEMENTWISE = "an entry of the result depends on that entry of the inputs alone"
+    ANCHORED = "n copies of the base give the base"
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,66 @@ class Parameter:
     """One parameter of a method.
 
     Attributes:
-        per: "model" (one value a model, passed as a tensor [n]) or "merge" (one value).
+        name: as a configuration spells it. The formula takes `lambda` as `lambda_`.
+        per: "model" (one value a model, passed as a tuple of n) or "merge" (one value).
+        kind: what a value is. "number" may vary from layer to layer; a "checkpoint" is a path.
         default: used where the configuration is silent; None means that it must be given.
         low, high: the closed range that is allowed; None where it is open.
+        above: whether `low` itself is excluded.
+        choices: of a "choice".
+        optional: whether None is a value of its own, so that nothing must be given.
     """
 
     name: str
     per: Literal["model", "merge"]
     help: str
-    default: float | bool | None = None
+    default: float | bool | str | None = None
     low: float | None = None
     high: float | None = None
+    kind: Literal["number", "integer", "boolean", "choice", "checkpoint"] = "number"
+    above: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def keyword(self) -> str:
+        """The name as Python takes it."""
+        return f"{self.name}_" if self.name == "lambda" else self.name
 
     def problem(self, value: object) -> str | None:
         """Why `value` cannot be used, or None."""
-        if isinstance(self.default, bool):
-            return None if isinstance(value, bool) else f"{value!r} is not true or false"
+        if value is None and self.optional:
+            return None
+        match self.kind:
+            case "boolean":
+                return None if isinstance(value, bool) else f"{value!r} is not true or false"
+            case "choice":
+                allowed = ", ".join(self.choices)
+                return None if value in self.choices else f"{value!r} is none of {allowed}"
+            case "checkpoint":
+                return None if isinstance(value, str) else f"{value!r} is no path or name"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{value!r} is not a number"
-        if not float("-inf") < value < float("inf"):
+        if self.kind == "integer" and value != int(value):
+            return f"{value!r} is not a whole number"
+        if not math.isfinite(value):
             return f"{value!r} is not finite"
-        if self.low is not None and value < self.low:
-            return f"{value!r} is below {self.low}"
+        if self.low is not None and (value < self.low or (self.above and value == self.low)):
+            return (
+                f"{value!r} is not above {self.low}"
+                if self.above
+                else f"{value!r} is below {self.low}"
+            )
         if self.high is not None and value > self.high:
             return f"{value!r} is above {self.high}"
         return None
 
 
-Combine = Callable[..., Tensor]
-"""The maths: (chunk [n, k] fp32, base [k] or None, parameters by keyword) → [k] fp32."""
+Combine = Callable[..., Array]
+"""The maths: (chunk, measured, parameters by keyword) → [k] float32."""
+
+Measure = Callable[..., Any]
+"""(whole, parameters by keyword) → what `combine` gets as `measured`, for every chunk alike."""
 
 
 class Check(Protocol):
@@ -82,23 +115,42 @@ class Method:
         combine: the maths on one chunk.
         parameters: all that it takes.
         laws: the properties that it claims.
-        needs_base: whether a base model must be named.
-        models: least and greatest number of models (without the base); None where it is open.
+        base: "none" (it has no use for one: if one is named it only lends its tokenizer and
+            configuration), "optional", "required" (kept apart from the models: `chunk.base`), or
+            "first" (it is the first of the models).
+        models: least and greatest number of models (without a base that is kept apart); None where
+            it is open.
         check: looks at parameter values together (weights that sum to 0, say).
+        measure: a first pass over the whole tensor, for methods that need more than a chunk.
+        scope: says, from the parameters, whether `measure` sees one tensor or the whole model.
+        statistics: what each model's checkpoint of statistics must hold: "none", "same" (a tensor
+            of the same name and shape) or "gram" (of a matrix [out, in], one of [in, in]).
     """
 
     name: str
     combine: Combine
     parameters: tuple[Parameter, ...]
     laws: frozenset[Law]
-    needs_base: bool = False
+    base: Literal["none", "optional", "required", "first"] = "none"
     models: tuple[int, int | None] = (1, None)
     check: Check = lambda parameters: None
+    measure: Measure | None = None
+    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"]] = lambda parameters: "tensor"
+    statistics: Literal["none", "same", "gram"] = "none"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a base must be named."""
+        return self.base == "required"
 
     @property
     def summary(self) -> str:
         """The first line of the formula's docstring."""
         return (self.combine.__doc__ or "").strip().split("\n", 1)[0]
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of that name, if it has one."""
+        return next((p for p in self.parameters if p.name == name), None)
 
     def describe(self) -> dict[str, Any]:
         """Everything that a user may want to know of the method, as plain data."""
@@ -106,41 +158,49 @@ class Method:
             "name": self.name,
             "summary": self.summary,
             "formula": inspect.getdoc(self.combine) or "",
-            "needs_base": self.needs_base,
+            "base": self.base,
+            "models": list(self.models),
             "parameters": [dict(vars(parameter)) for parameter in self.parameters],
             "laws": sorted(law.name.lower() for law in self.laws),
         }
 
-    def __call__(self, tensors: Tensor, base: Tensor | None = None, **parameters: Any) -> Tensor:
+    def keywords(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameter values by name, as `combine` and `measure` take them."""
+        return {p.keyword: values[p.name] for p in self.parameters if p.kind != "checkpoint"}
+
+    def run(self, whole: Whole, values: Mapping[str, Any]) -> list[Array]:
+        """Measure, then combine chunk by chunk: the results in the order of the chunks."""
+        keywords = self.keywords(values)
+        measured = self.measure(whole, **keywords) if self.measure else None
+        return whole.map(lambda chunk: self.combine(chunk, measured, **keywords))
+
+    def __call__(
+        self,
+        tensors: Any,
+        base: Any = None,
+        *,
+        statistics: Any = None,
+        **parameters: Any,
+    ) -> Any:
         """Merge whole tensors, for the REPL and the tests.
 
         Args:
-            tensors: [n, *shape], any floating dtype.
+            tensors: [n, *shape], or a sequence of n of [*shape]; of torch or numpy, any floating
+                dtype.
             base: [*shape], for the methods that need it.
-            **parameters: numbers; a per-model one may be a sequence of n.
+            statistics: [n, *shape] for `fisher`, n of [in, in] for `regmean`.
+            **parameters: by name (`lambda` as `lambda_`); a per-model one may be a sequence of n.
 
         Returns:
-            [*shape] in the dtype of `tensors`.
-        """
-        n, shape = len(tensors), tensors.shape[1:]
-        values = {
-            parameter.name: self._value(parameter, parameters.pop(parameter.name, None), n)
-            for parameter in self.parameters
-        }
-        if parameters:
-            raise TypeError(f"{self.name} takes no parameter {', '.join(map(repr, parameters))}")
-        flat_base = None if base is None else base.reshape(-1).float()
-        merged = self.combine(tensors.reshape(n, -1).float(), flat_base, **values)
-        return merged.reshape(shape).to(tensors.dtype)
+            [*shape], of the same library and in the dtype of `tensors`.
 
-    @staticmethod
-    def _value(parameter: Parameter, given: Any, n: int) -> Any:
-        value = parameter.default if given is None else given
-        if value is None:
-            raise TypeError(f"{parameter.name} must be given: {parameter.help}")
-        if parameter.per == "merge":
-            return value
-        return torch.as_tensor(value, dtype=torch.float32).expand(n)
+        Raises:
+            TypeError: a parameter that the method does not take, or one that it lacks.
+            ValueError: a value out of range, or shapes that do not fit.
+        """
+        from modelglue.merge.memory import merge_tensors
+
+        return merge_tensors(self, tensors, base, statistics=statistics, parameters=parameters)
 
 
 METHODS: Registry[Method] = Registry("merge method", "modelglue.merge.methods")
@@ -150,15 +210,29 @@ def merge_method(
     *,
     parameters: tuple[Parameter, ...],
     laws: set[Law],
-    needs_base: bool = False,
+    base: Literal["none", "optional", "required", "first"] = "none",
     models: tuple[int, int | None] = (1, None),
     check: Check = lambda parameters: None,
+    measure: Measure | None = None,
+    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"]] = lambda parameters: "tensor",
+    statistics: Literal["none", "same", "gram"] = "none",
 ) -> Callable[[Combine], Method]:
     """Register the decorated formula as the method of that name; see `Method` for the arguments."""
 
     def enter(combine: Combine) -> Method:
         name = combine.__name__
-        method = Method(name, combine, parameters, frozenset(laws), needs_base, models, check)
+        method = Method(
+            name,
+            combine,
+            parameters,
+            frozenset(laws),
+            base=base,
+            models=models,
+            check=check,
+            measure=measure,
+            scope=scope,
+            statistics=statistics,
+        )
         return METHODS.register(name)(method)
 
     return enter

@@ -1,0 +1,120 @@
+"""What a merge method sees: the same piece of one tensor of every model, and all such pieces."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from modelglue.merge.arrays import Array, floats
+
+T = TypeVar("T")
+
+CHUNK = 1 << 19
+"""Entries of one model that are worked on at a time: 1 MiB of bfloat16."""
+
+
+def ranges(numel: int, width: int, *, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Cut 0 … numel into chunks of about `size`: whole rows of `width`, unless one row is longer.
+
+    No chunk crosses a multiple of 2³², where random numbers take another key. The cut does not
+    depend on threads or devices.
+
+    >>> list(ranges(10, 3, size=7))
+    [(0, 6), (6, 10)]
+    >>> list(ranges(10, 8, size=4))
+    [(0, 4), (4, 8), (8, 10)]
+    """
+    step = max(1, size // width) * width if 0 < width <= size else size
+    start = 0
+    while start < numel:
+        stop = min(start + step, numel, (start // 2**32 + 1) * 2**32)
+        yield start, stop
+        start = stop
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The same range of one tensor, flattened, of every model.
+
+    Attributes:
+        models: [n, k]. numpy: float32, or uint16 that holds bfloat16's bits (the kernels take
+            either; `fp32` gives numbers). torch: float32.
+        base: [k], as `models`; None where the method has no base.
+        start: the flat index of the first entry.
+        width: entries in a row of the tensor (its last dimension); chunks hold whole rows unless
+            one row is longer than a chunk.
+        key: of (seed, tensor name), 64 bits, for methods that draw random numbers.
+        statistics: [n, k] float32, for methods whose statistics have the tensor's shape.
+        offset: where a whole model was measured, the entries of all tensors before this one.
+    """
+
+    models: Array
+    base: Array | None
+    start: int
+    width: int
+    key: int = 0
+    statistics: Array | None = None
+    offset: int = 0
+
+    @property
+    def n(self) -> int:
+        """The number of models."""
+        return len(self.models)
+
+    @property
+    def fp32(self) -> Array:
+        """The models as numbers: [n, k] float32."""
+        return floats(self.models)
+
+    @property
+    def fp32_base(self) -> Array:
+        """The base as numbers: [k] float32."""
+        return floats(self.base)
+
+    @property
+    def deltas(self) -> Array:
+        """The task vectors τᵢ = θᵢ − θ₀: [n, k] float32."""
+        return self.fp32 - self.fp32_base
+
+
+class Rows(Protocol):
+    """A matrix of statistics that may be larger than memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    def read(self, start: int, stop: int) -> Array:
+        """The rows from `start` to before `stop`: [stop - start, …] float32."""
+        ...
+
+
+class Whole(Protocol):
+    """All chunks of one tensor, or of all tensors of a model: what a first pass walks over.
+
+    Attributes:
+        n: the number of models.
+        numel: of the tensor (of all tensors).
+        shape: of the tensor; () for a whole model.
+        statistics: one a model, for methods that ask for them.
+    """
+
+    n: int
+    numel: int
+    shape: tuple[int, ...]
+    statistics: Sequence[Rows]
+
+    def map(self, function: Callable[[Chunk], T]) -> list[T]:
+        """Apply `function` to every chunk; the results in the order of the chunks.
+
+        Chunks share their memory: what `function` returns must not refer to it.
+        """
+        ...
+
+    def chunk(self, index: int) -> Chunk:
+        """One chunk again; it shares its memory as those of `map` do."""
+        ...
+
+    def sample(self, count: int) -> Chunk:
+        """About `count` entries (all, if there are fewer), spread evenly, always the same ones."""
+        ...

@@ -1,0 +1,137 @@
+"""The kernels on numpy arrays: what `loops` compiles, called with what methods say."""
+
+from typing import Any
+
+import numpy as np
+
+from modelglue.merge.chunk import Chunk
+from modelglue.merge.kernels import loops, random
+
+_NO_CUT = (np.empty(0, np.uint32), np.empty(0, np.int64))
+_NO_DRAW = (np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.int64))
+
+
+def weighted_sum(chunk: Chunk, weights: np.ndarray, base_weight: float) -> np.ndarray:
+    """See `kernels.weighted_sum`."""
+    out = np.empty(chunk.models.shape[1], np.float32)
+    loops.weighted_sum(chunk.models, weights, out)
+    if chunk.base is not None:
+        loops.add_weighted(chunk.base, np.float32(base_weight), out)
+    return out
+
+
+def gram(chunk: Chunk, of: str) -> np.ndarray:
+    """[m, m] float64 of one chunk."""
+    total: np.ndarray = _grams(chunk, of, width=max(chunk.models.shape[1], 1), first=0)[0]
+    return total
+
+
+def row_grams(chunk: Chunk, of: str) -> np.ndarray:
+    """[rows, m, m] float64: of the rows that the chunk touches, the first perhaps in part."""
+    return _grams(chunk, of, width=max(chunk.width, 1), first=chunk.start % max(chunk.width, 1))
+
+
+def _grams(chunk: Chunk, of: str, *, width: int, first: int) -> np.ndarray:
+    n, k = chunk.models.shape
+    side = n + 1 if of == "all" else n
+    out = np.zeros((max(-(-(first + k) // width), 1), side, side))
+    base = chunk.base if chunk.base is not None else chunk.models[0]
+    loops.grams(chunk.models, base, of == "deltas", width, first, out)
+    # The loops fill the lower triangle.
+    return out + np.tril(out, -1).transpose(0, 2, 1)
+
+
+def task_vector_sum(
+    chunk: Chunk,
+    *,
+    weights: np.ndarray,
+    scale: float,
+    keep: Any,
+    drop: Any,
+    random: np.ndarray | None,
+    rescale: np.ndarray,
+    consensus: str | None,
+    normalize: bool,
+) -> np.ndarray:
+    """See `kernels.task_vector_sum`."""
+    out = np.empty(chunk.models.shape[1], np.float32)
+    loops.task_vector_sum(
+        chunk.models,
+        chunk.base,
+        chunk.offset + chunk.start,
+        chunk.start,
+        weights,
+        weights * rescale,
+        np.float32(scale),
+        _NO_CUT if keep is None else (keep.bits, keep.last),
+        _NO_CUT if drop is None else (drop.bits, drop.last),
+        _NO_DRAW if random is None else _draws(chunk, random),
+        {None: 0, "sum": 1, "count": 2}[consensus],
+        divisor(weights, normalize),
+        out,
+    )
+    return out
+
+
+def divisor(weights: np.ndarray, normalize: bool) -> np.float32:
+    """What a sum without a consensus is divided by; 0 where nothing is to be divided."""
+    total = weights.sum(dtype=np.float32)
+    return np.float32(0) if not normalize else total if abs(total) >= 1e-8 else np.float32(1)
+
+
+def _draws(chunk: Chunk, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
+    keys = [random.model_keys(chunk.key, i, chunk.start) for i in range(chunk.n)]
+    return (
+        np.array([key for key, _ in keys], np.uint32),
+        np.array([twist for _, twist in keys], np.uint32),
+        np.array([random.limit(float(p)) for p in probabilities], np.int64),
+    )
+
+
+def uniform(chunk: Chunk, model: int) -> np.ndarray:
+    """See `kernels.uniform`."""
+    key, twist = random.model_keys(chunk.key, model, chunk.start)
+    out = np.empty(chunk.models.shape[1], np.uint32)
+    loops.uniform(np.uint32(key), np.uint32(twist), np.uint32(chunk.start & 0xFFFFFFFF), out)
+    return out
+
+
+def delta_bits(chunk: Chunk, model: int) -> np.ndarray:
+    """|τ| of one model as the bits of float32: [k] uint32."""
+    out = np.empty(chunk.models.shape[1], np.uint32)
+    loops.magnitudes(chunk.models[model], chunk.base, out)
+    return out
+
+
+def bits_of(magnitudes: np.ndarray) -> np.ndarray:
+    """Magnitudes [k] float32 as bits [k] uint32."""
+    bits: np.ndarray = np.ascontiguousarray(magnitudes, np.float32).view(np.uint32)
+    return bits & np.uint32(0x7FFFFFFF)
+
+
+def scan(
+    bits: np.ndarray, low: int, high: int, room: int
+) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """How many bits are above, how many within low … high, and (if at most `room`) which, where."""
+    found, places = np.empty(room, np.uint32), np.empty(room, np.int64)
+    above, within = loops.scan(bits, np.uint32(low), np.uint32(high), found, places)
+    kept = within if within <= room else 0
+    return int(above), int(within), found[:kept].copy(), places[:kept].copy()
+
+
+def histogram(bits: np.ndarray, low: int, high: int, shift: int, bins: int) -> np.ndarray:
+    """How many bits within low … high lie in each bin of 2^shift: [bins] int64."""
+    out = np.zeros(bins, np.int64)
+    loops.histogram(bits, np.uint32(low), np.uint32(high), shift, out)
+    return out
+
+
+def where_equal(bits: np.ndarray, value: int) -> np.ndarray:
+    """The places of the bits that equal `value`: [c] int64."""
+    places: np.ndarray = np.flatnonzero(bits == np.uint32(value))
+    return places
+
+
+def to_numpy(array: np.ndarray) -> np.ndarray:
+    """The array itself."""
+    return array

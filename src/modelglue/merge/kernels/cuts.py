@@ -1,0 +1,217 @@
+"""The magnitude above which exactly so many entries lie: without sorting, mostly in one pass.
+
+A sample tells between which two magnitudes the cut must be, with a wide margin; one pass counts
+what is above and collects what is between, and the cut is among those. Where the sample was wrong
+or very many entries are equal, a histogram of what is between narrows it, pass by pass: the bits of
+a float32 order as its magnitude does, so bins are exact and at most three passes end it.
+Equal magnitudes at the cut: the lower flat index is kept.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import Chunk, Whole
+from modelglue.merge.kernels.dispatch import backend
+
+Bits = Callable[[Chunk], Array]
+"""Magnitudes of a chunk's entries as the bits of float32."""
+
+HIGHEST = 0x7FFFFFFF
+_EVERY = np.iinfo(np.int64).max
+_ROOM = 1 << 16
+_BINS_LOG2 = 16
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Per model, what is above: larger magnitudes, and of equal ones the first.
+
+    Attributes:
+        bits: [n] uint32, the magnitude at the cut as float32's bits.
+        last: [n] int64, the flat index of the last entry of that magnitude which is above.
+    """
+
+    bits: np.ndarray
+    last: np.ndarray
+
+
+def magnitude_cuts(whole: Whole, counts: Sequence[int]) -> Cuts:
+    """Per model, the cut above which exactly `counts[i]` entries of |τᵢ| lie."""
+    readers = [_delta_reader(model) for model in range(whole.n)]
+    found = _find(whole, readers, counts)
+    return Cuts(
+        np.array([bits for bits, _ in found], np.uint32),
+        np.array([last for _, last in found], np.int64),
+    )
+
+
+def magnitudes_cut(whole: Whole, count: int, of: Callable[[Chunk], Array]) -> tuple[int, int]:
+    """The cut above which exactly `count` entries of any magnitudes lie.
+
+    Args:
+        whole: what to walk over.
+        count: how many.
+        of: chunk → [k] float32 that are not negative.
+
+    Returns:
+        (bits, last), as `kept` takes them.
+    """
+
+    def read(chunk: Chunk) -> Array:
+        return backend(chunk).bits_of(of(chunk))
+
+    return _find(whole, [read], [count])[0]
+
+
+def kept(magnitudes: Array, chunk: Chunk, cut: tuple[int, int]) -> Array:
+    """Which entries of a chunk are above a cut: [k] bool."""
+    bits = backend(chunk).bits_of(magnitudes)
+    limit, last = cut
+    above = bits > limit
+    ties = bits == limit
+    here = last - (chunk.offset + chunk.start) + 1
+    ties[max(min(here, len(ties)), 0) :] = False
+    return above | ties
+
+
+def _delta_reader(model: int) -> Bits:
+    def read(chunk: Chunk) -> Array:
+        return backend(chunk).delta_bits(chunk, model)
+
+    return read
+
+
+@dataclass
+class _Search:
+    """One cut that is looked for: in low … high there is the entry number `count` from the top."""
+
+    read: Bits
+    count: int
+    low: int = 0
+    high: int = HIGHEST
+    cut: tuple[int, int] | None = None
+
+    @property
+    def shift(self) -> int:
+        """Log₂ of a bin's width, so that the bins cover low … high."""
+        return max(0, (self.high - self.low).bit_length() - _BINS_LOG2)
+
+
+@dataclass
+class _Part:
+    """What one chunk tells one search."""
+
+    above: int
+    within: int
+    found: np.ndarray
+    places: np.ndarray
+    bins: np.ndarray | None
+
+
+def _find(whole: Whole, readers: Sequence[Bits], counts: Sequence[int]) -> list[tuple[int, int]]:
+    searches = [_Search(read, count) for read, count in zip(readers, counts, strict=True)]
+    for search in searches:
+        if search.count >= whole.numel:
+            search.cut = (0, _EVERY)
+        elif search.count <= 0:
+            search.cut = (0xFFFFFFFF, -1)
+    _bracket(whole, _open(searches))
+    while pending := _open(searches):
+        _narrow(whole, pending)
+    return [search.cut for search in searches if search.cut is not None]
+
+
+def _open(searches: Sequence[_Search]) -> list[_Search]:
+    return [search for search in searches if search.cut is None]
+
+
+def _bracket(whole: Whole, searches: Sequence[_Search]) -> None:
+    """Set low and high from a sample, five standard deviations of its quantile apart."""
+    if not searches:
+        return
+    chunk = whole.sample(min(max(4096, whole.numel // 64), 1 << 20))
+    for search in searches:
+        bits = backend(chunk).to_numpy(search.read(chunk)).astype(np.uint32)
+        size = len(bits)
+        share = 1 - search.count / whole.numel
+        margin = 5 * math.sqrt(size * share * (1 - share)) + 5
+        first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
+        edges = np.partition(bits, [min(max(first, 0), size - 1), min(max(last, 0), size - 1)])
+        search.low = int(edges[first]) if first > 0 else 0
+        search.high = int(edges[last]) if last < size - 1 else HIGHEST
+
+
+def _narrow(whole: Whole, searches: Sequence[_Search]) -> None:
+    """One pass: the cut itself, or a narrower bracket, for every search."""
+
+    def look(chunk: Chunk) -> list[_Part]:
+        parts = []
+        for search in searches:
+            kernels, bits = backend(chunk), search.read(chunk)
+            above, within, found, places = kernels.scan(bits, search.low, search.high, _ROOM)
+            bins = None
+            if within > len(found):
+                size = 1 << _BINS_LOG2
+                bins = kernels.histogram(bits, search.low, search.high, search.shift, size)
+            parts.append(_Part(above, within, found, places + (chunk.offset + chunk.start), bins))
+        return parts
+
+    looked = whole.map(look)
+    for number, search in enumerate(searches):
+        _judge(whole, search, [parts[number] for parts in looked])
+
+
+def _judge(whole: Whole, search: _Search, parts: Sequence[_Part]) -> None:
+    above = sum(part.above for part in parts)
+    within = sum(part.within for part in parts)
+    wanted = search.count - above
+    if wanted <= 0:
+        search.low, search.high = search.high + 1, HIGHEST
+    elif wanted > within:
+        search.low, search.high = 0, search.low - 1
+    elif all(part.bins is None for part in parts):
+        found = np.concatenate([part.found for part in parts])
+        places = np.concatenate([part.places for part in parts])
+        value = int(np.partition(found, within - wanted)[within - wanted])
+        ties = wanted - int((found > value).sum())
+        search.cut = (value, int(np.sort(places[found == value])[ties - 1]))
+    else:
+        _narrow_to_bin(whole, search, parts, wanted)
+
+
+def _narrow_to_bin(whole: Whole, search: _Search, parts: Sequence[_Part], wanted: int) -> None:
+    counted = np.zeros(1 << _BINS_LOG2, np.int64)
+    for part in parts:
+        counted += (
+            np.bincount((part.found - search.low) >> search.shift, minlength=len(counted))
+            if part.bins is None
+            else part.bins
+        )
+    from_top = np.cumsum(counted[::-1])
+    place = int(np.searchsorted(from_top, wanted))
+    chosen = len(counted) - 1 - place
+    low = search.low + (chosen << search.shift)
+    if search.shift:
+        search.low, search.high = low, min(low + (1 << search.shift) - 1, search.high)
+        return
+    ties = wanted - (int(from_top[place - 1]) if place else 0)
+    all_of_them = ties == int(counted[chosen])
+    search.cut = (low, _EVERY if all_of_them else _last_tie(whole, search.read, low, ties))
+
+
+def _last_tie(whole: Whole, read: Bits, value: int, ties: int) -> int:
+    """The flat index of the entry of that magnitude which is number `ties`."""
+
+    def count(chunk: Chunk) -> int:
+        return len(backend(chunk).where_equal(read(chunk), value))
+
+    before = np.cumsum(whole.map(count))
+    index = int(np.searchsorted(before, ties))
+    chunk = whole.chunk(index)
+    places = backend(chunk).where_equal(read(chunk), value)
+    within = ties - (int(before[index - 1]) if index else 0)
+    return chunk.offset + chunk.start + int(places[within - 1])

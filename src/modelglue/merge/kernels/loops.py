@@ -1,0 +1,399 @@
+"""Compiled loops over entries.
+
+Small loops over short slices, each of which the compiler turns into vector code, called block by
+block so that everything between reading and writing stays in the first-level cache. Compiled code
+is kept beside this file, or in the user's cache where that cannot be written.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+BLOCK = 1024
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITE = np.uint32(0x7F800000)
+_ZERO = np.float32(0)
+_S15, _S16 = np.uint32(15), np.uint32(16)
+_GROUP = 64
+
+_compiled = njit(nogil=True, cache=True)
+_reduction = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+
+
+def _load(x: Any, f: Any) -> None:
+    raise NotImplementedError
+
+
+@overload(_load, jit_options={"nogil": True})
+def _load_as(x: Any, f: Any) -> Any:
+    """Float32 of an array: the numbers, or bfloat16 given as the upper half of its bits."""
+    if x.dtype == types.uint16:
+
+        def bits(x: Any, f: Any) -> None:
+            out = f.view(np.uint32)
+            for j in range(x.shape[0]):
+                out[j] = np.uint32(x[j]) << _S16
+
+        return bits
+
+    def numbers(x: Any, f: Any) -> None:
+        for j in range(x.shape[0]):
+            f[j] = x[j]
+
+    return numbers
+
+
+@_compiled
+def decode(x, out):
+    """[k] uint16 bits of bfloat16 → [k] float32."""
+    _load(x, out)
+
+
+@_compiled
+def encode(x, out):
+    """[k] float32 → [k] uint16 bits of bfloat16, to nearest even; counts the non-finite."""
+    bits = x.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(bits.shape[0]):
+        u = bits[j]
+        r = np.uint32(u + np.uint32(0x7FFF) + ((u >> _S16) & np.uint32(1))) >> _S16
+        nan = np.uint32((u & _MAGNITUDE) > _INFINITE)
+        # Rounding would carry a NaN whose lower bits are full into something else.
+        r = np.uint32(0x7FC0) if nan else r
+        out[j] = np.uint16(r)
+        bad += np.uint32((r & np.uint32(0x7F80)) == np.uint32(0x7F80))
+    return bad
+
+
+@_compiled
+def count_nonfinite(x):
+    """How many of [k] float32 are NaN or infinite."""
+    bits = x.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(bits.shape[0]):
+        bad += np.uint32((bits[j] & _MAGNITUDE) >= _INFINITE)
+    return bad
+
+
+@_compiled
+def _scale(f, w, out):
+    for j in range(f.shape[0]):
+        out[j] = w * f[j]
+
+
+@_compiled
+def _add_scaled(f, w, out):
+    for j in range(f.shape[0]):
+        out[j] += w * f[j]
+
+
+@_compiled
+def weighted_sum(models, weights, out):
+    """models [n, k], weights [n] → out [k]."""
+    n, k = models.shape
+    scratch = np.empty(BLOCK, np.float32)
+    for s in range(0, k, BLOCK):
+        e = min(k, s + BLOCK)
+        f = scratch[: e - s]
+        for i in range(n):
+            _load(models[i, s:e], f)
+            if i == 0:
+                _scale(f, weights[i], out[s:e])
+            else:
+                _add_scaled(f, weights[i], out[s:e])
+
+
+@_compiled
+def add_weighted(x, weight, out):
+    """Out += weight · x: [k]."""
+    k = x.shape[0]
+    scratch = np.empty(BLOCK, np.float32)
+    for s in range(0, k, BLOCK):
+        e = min(k, s + BLOCK)
+        _load(x[s:e], scratch[: e - s])
+        _add_scaled(scratch[: e - s], weight, out[s:e])
+
+
+@_compiled
+def _subtract(a, b):
+    for j in range(a.shape[0]):
+        a[j] -= b[j]
+
+
+@_reduction
+def _dot(a, b):
+    total = _ZERO
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@_compiled
+def grams(models, base, minus_base, width, first, out):
+    """Add dot products to out [rows, m, m]: of models [n, k], less base [k] or with it as the last.
+
+    Entry j belongs to row (first + j) // width of out.
+    """
+    n, k = models.shape
+    m = out.shape[1]
+    f = np.empty((n + 1, BLOCK), np.float32)
+    s = 0
+    while s < k:
+        row = (first + s) // width
+        e = min(k, s + BLOCK, (row + 1) * width - first)
+        if m > n or minus_base:
+            _load(base[s:e], f[n, : e - s])
+        for i in range(n):
+            _load(models[i, s:e], f[i, : e - s])
+            if minus_base:
+                _subtract(f[i, : e - s], f[n, : e - s])
+        for a in range(m):
+            for b in range(a + 1):
+                out[row, a, b] += _dot(f[a, : e - s], f[b, : e - s])
+        s = e
+
+
+@_compiled
+def _cut(t, bits, last, above):
+    """Set to 0 what is not above the cut, or (above=False) what is."""
+    x = t.view(np.uint32)
+    for j in range(x.shape[0]):
+        b = x[j] & _MAGNITUDE
+        over = (b > bits) | ((b == bits) & (np.int64(j) <= last))
+        x[j] = x[j] if over == above else np.uint32(0)
+
+
+@_compiled
+def _draw(t, key, twist, counter, limit):
+    """Set to 0 what is not drawn; see `random.draw`."""
+    x = t.view(np.uint32)
+    for j in range(x.shape[0]):
+        h = np.uint32(np.uint32(counter + np.uint32(j)) * np.uint32(0x9E3779B9) + key)
+        h = np.uint32(h ^ (h >> _S16))
+        h = np.uint32(np.uint32(h * np.uint32(0x7FEB352D)) ^ twist)
+        h = np.uint32(h ^ (h >> _S15))
+        h = np.uint32(h * np.uint32(0x846CA68B))
+        h = np.uint32(h ^ (h >> _S16))
+        x[j] = x[j] if h <= limit else np.uint32(0)
+
+
+@_compiled
+def uniform(key, twist, counter, out):
+    """The random bits of consecutive entries: [k] uint32."""
+    for j in range(out.shape[0]):
+        h = np.uint32(np.uint32(counter + np.uint32(j)) * np.uint32(0x9E3779B9) + key)
+        h = np.uint32(h ^ (h >> _S16))
+        h = np.uint32(np.uint32(h * np.uint32(0x7FEB352D)) ^ twist)
+        h = np.uint32(h ^ (h >> _S15))
+        h = np.uint32(h * np.uint32(0x846CA68B))
+        out[j] = np.uint32(h ^ (h >> _S16))
+
+
+@_compiled
+def _weigh(t, w, elected):
+    for j in range(t.shape[0]):
+        t[j] *= w
+        elected[j] += t[j]
+
+
+@_compiled
+def _weigh_counting(t, w, elected):
+    for j in range(t.shape[0]):
+        t[j] *= w
+        one = np.float32(1) if t[j] > _ZERO else _ZERO
+        elected[j] += -np.float32(1) if t[j] < _ZERO else one
+
+
+@_compiled
+def _add_agreeing(t, elected, out):
+    for j in range(t.shape[0]):
+        same = (t[j] > _ZERO) if elected[j] >= _ZERO else (t[j] < _ZERO)
+        out[j] += t[j] if same else _ZERO
+
+
+@_compiled
+def _count_agreeing(t, elected, w, divisor):
+    for j in range(t.shape[0]):
+        same = (t[j] > _ZERO) if elected[j] >= _ZERO else (t[j] < _ZERO)
+        divisor[j] += w if same else _ZERO
+
+
+@_compiled
+def _divide(out, divisor):
+    for j in range(out.shape[0]):
+        d = divisor[j]
+        out[j] /= np.float32(1) if d == _ZERO else d
+
+
+@_compiled
+def _finish(base, scale, out):
+    for j in range(out.shape[0]):
+        out[j] = base[j] + scale * out[j]
+
+
+@_compiled
+def _poison(t, poison):
+    """Remember in [B] uint32 where t is not finite; how often it is."""
+    x = t.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(x.shape[0]):
+        here = np.uint32((x[j] & _MAGNITUDE) >= _INFINITE)
+        poison[j] |= here
+        bad += here
+    return bad
+
+
+@_compiled
+def task_vector_sum(
+    models,
+    base,
+    start,
+    counter,
+    weights,
+    factors,
+    scale,
+    keep,
+    drop,
+    draws,
+    consensus,
+    divisor,
+    out,
+):
+    """One pass: subtract, cut, draw, weigh, elect, sum. See `kernels.task_vector_sum`.
+
+    Args:
+        models, base: [n, k], [k].
+        start: flat index of the first entry, as cuts count.
+        counter: its low 32 bits within the tensor, as draws count.
+        weights: [n]: counted by the divisor.
+        factors: [n]: weight times rescaling: what τ is multiplied by.
+        scale: λ.
+        keep, drop: (bits [n], last [n]); empty arrays for none.
+        draws: (keys [n], twists [n], limits [n] int64 (−1: nothing)); empty arrays for none.
+        consensus: 0 none, 1 by sum, 2 by count.
+        divisor: 0 for none, else what to divide by; with a consensus it is counted.
+        out: [k].
+    """
+    n, k = models.shape
+    keep_bits, keep_last = keep
+    drop_bits, drop_last = drop
+    keys, twists, limits = draws
+    b = np.empty(BLOCK, np.float32)
+    t = np.empty((n, BLOCK), np.float32)
+    elected = np.empty(BLOCK, np.float32)
+    counted = np.empty(BLOCK, np.float32)
+    poison = np.empty(BLOCK, np.uint32)
+    for s in range(0, k, BLOCK):
+        m = min(k - s, BLOCK)
+        o = out[s : s + m]
+        _load(base[s : s + m], b[:m])
+        elected[:] = _ZERO
+        poison[:] = np.uint32(0)
+        bad = np.uint32(0)
+        for i in range(n):
+            ti = t[i, :m]
+            _load(models[i, s : s + m], ti)
+            _subtract(ti, b[:m])
+            bad += _poison(ti, poison[:m])
+            if keep_bits.shape[0]:
+                _cut(ti, keep_bits[i], keep_last[i] - start - s, True)
+            if drop_bits.shape[0]:
+                _cut(ti, drop_bits[i], drop_last[i] - start - s, False)
+            if keys.shape[0]:
+                if limits[i] < 0:
+                    ti[:] = _ZERO
+                else:
+                    _draw(ti, keys[i], twists[i], np.uint32(counter + s), np.uint32(limits[i]))
+            if consensus == 2:
+                _weigh_counting(ti, factors[i], elected[:m])
+            else:
+                _weigh(ti, factors[i], elected[:m])
+        if consensus == 0:
+            o[:] = elected[:m]
+            if divisor != _ZERO:
+                for j in range(m):
+                    o[j] /= divisor
+        else:
+            o[:] = _ZERO
+            for i in range(n):
+                _add_agreeing(t[i, :m], elected[:m], o)
+            if divisor != _ZERO:
+                counted[:] = _ZERO
+                for i in range(n):
+                    _count_agreeing(t[i, :m], elected[:m], weights[i], counted[:m])
+                _divide(o, counted[:m])
+        _finish(b[:m], scale, o)
+        if bad:
+            for j in range(m):
+                if poison[j]:
+                    o[j] = np.float32(np.nan)
+
+
+@_compiled
+def _above(x, high):
+    total = np.uint32(0)
+    for j in range(x.shape[0]):
+        total += np.uint32(x[j] > high)
+    return total
+
+
+@_compiled
+def _within(x, low, span):
+    total = np.uint32(0)
+    for j in range(x.shape[0]):
+        total += np.uint32(np.uint32(x[j] - low) <= span)
+    return total
+
+
+@_compiled
+def scan(bits, low, high, found, places):
+    """How many of bits [k] are above `high`, and which lie in low … high.
+
+    Returns:
+        The two counts. The first of those within are in `found` with their places, as many as fit.
+    """
+    above = 0
+    within = 0
+    room = found.shape[0]
+    span = np.uint32(high - low)
+    for s in range(0, bits.shape[0], _GROUP):
+        x = bits[s : s + _GROUP]
+        above += _above(x, high)
+        inside = _within(x, low, span)
+        if inside:
+            if within + inside <= room:
+                w = within
+                for j in range(x.shape[0]):
+                    if np.uint32(x[j] - low) <= span:
+                        found[w] = x[j]
+                        places[w] = s + j
+                        w += 1
+            within += inside
+    return above, within
+
+
+@_compiled
+def histogram(bits, low, high, shift, out):
+    """Count bits [k] that lie in low … high into bins of 2^shift: out [bins] int64."""
+    span = np.uint32(high - low)
+    for j in range(bits.shape[0]):
+        x = np.uint32(bits[j] - low)
+        if x <= span:
+            out[np.int64(x) >> shift] += 1
+
+
+@_compiled
+def magnitudes(model, base, out):
+    """|model − base| as the bits of float32: [k] uint32."""
+    f = out.view(np.float32)
+    scratch = np.empty(BLOCK, np.float32)
+    for s in range(0, model.shape[0], BLOCK):
+        e = min(model.shape[0], s + BLOCK)
+        _load(model[s:e], f[s:e])
+        _load(base[s:e], scratch[: e - s])
+        _subtract(f[s:e], scratch[: e - s])
+        x = out[s:e]
+        for j in range(x.shape[0]):
+            x[j] &= _MAGNITUDE
