@@ -14,10 +14,14 @@ class Coverage:
         self._ranges: dict[str, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
 
-    def add(self, name: str, start: int, end: int) -> None:
-        """Note that [start, end) was written; writing a byte twice is no fault."""
+    def add(self, name: str, start: int, end: int) -> bool:
+        """Note that [start, end) was written; writing a byte twice is no fault.
+
+        Returns:
+            Whether that completed it.
+        """
         if start == end:
-            return
+            return False
         with self._lock:
             ranges = self._ranges.setdefault(name, [])
             # The first range that ends at or after our start, up to the last that begins by our
@@ -26,7 +30,10 @@ class Coverage:
             last = bisect.bisect_right(ranges, end, key=lambda r: r[0])
             if first < last:
                 start, end = min(start, ranges[first][0]), max(end, ranges[last - 1][1])
+            whole = [(0, self._lengths[name])]
+            before = ranges == whole
             ranges[first:last] = [(start, end)]
+            return not before and ranges == whole
 
     def missing(self) -> str:
         """Words that name the first gap and count the rest; empty when all is covered."""

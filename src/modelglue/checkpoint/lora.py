@@ -87,13 +87,19 @@ class LoraCheckpoint(Checkpoint):
         both = f"{self._base.fingerprint()} {self._adapter.weights.fingerprint()}"
         return hashlib.sha256(both.encode()).hexdigest()
 
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint, if those of base and adapter are known."""
+        known = self._base.known_fingerprint() and self._adapter.weights.known_fingerprint()
+        return self.fingerprint() if known else None
+
     def digesting(self) -> Digesting:
         """Takes nothing: merged values are not what the fingerprint is made of."""
         return _Elsewhere(self)
 
     def stamp(self) -> str | None:
-        """Base and adapter have their own stamps."""
-        return None
+        """Those of base and adapter together."""
+        both = self._base.stamp(), self._adapter.weights.stamp()
+        return None if None in both else " ".join(map(str, both))
 
     def close(self) -> None:
         """Close base and adapter."""

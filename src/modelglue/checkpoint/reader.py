@@ -159,6 +159,11 @@ class Checkpoint:
         """
         return self.digesting().finish()
 
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint if it was computed before and kept; nothing is read for it."""
+        digesting = self.digesting()
+        return None if digesting.needed else digesting.finish()
+
     def digesting(self) -> Digesting:
         """Collect the fingerprint from bytes that a pass over the tensors reads anyway."""
         return Digesting(self)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.coverage import Coverage
+from modelglue.checkpoint.durable import Durable
 from modelglue.checkpoint.layout import Shard, plan_shards
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
 from modelglue.checkpoint.spec import TensorSpec, dtype_name
-from modelglue.checkpoint.staging import Staging
-from modelglue.errors import OutOfSpace, OutputExists
+from modelglue.checkpoint.staging import PURPOSE, Staging
+from modelglue.errors import CheckpointError, OutOfSpace, OutputExists
 from modelglue.journal import sync_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class CheckpointWriter:
         layout: name → (dtype as safetensors calls it, shape), in the order to be stored.
         max_shard_bytes: shards are planned as transformers does, 5 GB each.
         metadata: of every file's header; {"format": "pt"} is always in it.
+        purpose: what identifies the output. With it, a writer that was killed or interrupted
+            leaves its work behind, and the next one of the same purpose goes on from there: see
+            `finished`.
+
+    Attributes:
+        finished: names of tensors that an earlier writer of the same purpose finished.
 
     Raises:
         OutputExists: `out` is there already.
@@ -51,8 +58,12 @@ class CheckpointWriter:
         *,
         max_shard_bytes: int = 5_000_000_000,
         metadata: Mapping[str, str] | None = None,
+        purpose: str | None = None,
     ) -> None:
         self.out = Path(out)
+        self.finished: frozenset[str] = frozenset()
+        self._purpose = purpose
+        self._durable: Durable | None = None
         self._shards = plan_shards(layout, max_shard_bytes, {"format": "pt", **(metadata or {})})
         self._coverage = Coverage({name: spec.nbytes for name, spec in self._specs()})
         self._places: dict[str, tuple[int, TensorSpec]] = {}
@@ -68,9 +79,12 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         if os.path.lexists(self.out):
             self._refuse_existing()
-        self._staging = Staging(self.out)
+        self._staging = Staging(self.out, purpose=self._purpose)
         try:
-            self._preallocate(self._staging.folder)
+            if not (self._staging.taken_over and self._reopen(self._staging.folder)):
+                self._preallocate(self._staging.folder)
+            if self._purpose is not None:
+                self._go_on(self._staging.folder)
         except BaseException:
             self._abandon()
             raise
@@ -82,7 +96,9 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._abandon()
+        # Stopped from outside, not by anything wrong with the work: it may go on later.
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | CheckpointError | OSError)
+        self._abandon(keep=self._purpose is not None and stopped)
 
     def write(self, name: str, tensor: torch.Tensor, *, start_row: int = 0) -> None:
         """Write rows of a tensor (all of them, or some from `start_row` on), from any thread.
@@ -112,7 +128,10 @@ class CheckpointWriter:
             raise ValueError(f"{name}: bytes {start} to {end} lie outside of its {spec.nbytes}")
         self._pwrite(descriptor, view, spec.offset + start)
         # Only now: what failed to be written is still missing.
-        self._coverage.add(name, start, end)
+        if self._coverage.add(name, start, end) and self._durable is not None:
+            self._durable.finish(name)
+        if self._durable is not None:
+            self._durable.wrote(len(view))
 
     def commit(
         self,
@@ -145,11 +164,16 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"cannot commit {self.out}: {missing}")
         folder = self._staging.folder
+        if self._durable is not None:
+            self._durable.stop(flush=False)
         try:
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
             for name, data in self._beside(config, files_from, card, extra).items():
                 _write_durably(folder / name, data)
+            if self._durable is not None:
+                self._durable.remove()
+                self._durable = None
             for inner in {path.parent for path in folder.rglob("*")}:
                 sync_folder(inner)
         except OSError as error:
@@ -191,6 +215,34 @@ class CheckpointWriter:
                 self._places.update({spec.name: (descriptor, spec) for spec in shard.tensors})
         except OSError as error:
             self._raise(error)
+
+    def _reopen(self, folder: Path) -> bool:
+        """Open what an earlier writer left; False, with the folder emptied, if it is not right."""
+        try:
+            for shard in self._shards:
+                descriptor = os.open(folder / shard.name, os.O_RDWR | os.O_CLOEXEC)
+                self._descriptors.append(descriptor)
+                header = os.pread(descriptor, len(shard.header), 0)
+                if header != shard.header or os.fstat(descriptor).st_size != shard.nbytes:
+                    raise FileNotFoundError(errno.ENOENT, "half-made", shard.name)
+                self._places.update({spec.name: (descriptor, spec) for spec in shard.tensors})
+        except OSError:
+            self._close()
+            for path in folder.iterdir():
+                if path.is_file() and path.name != PURPOSE:
+                    path.unlink()
+            return False
+        return True
+
+    def _go_on(self, folder: Path) -> None:
+        self._durable = Durable(folder, self._sync)
+        self.finished = self._durable.finished & self._places.keys()
+        for name in self.finished:
+            self._coverage.add(name, 0, self._places[name][1].nbytes)
+
+    def _sync(self) -> None:
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
 
     def _pwrite(self, descriptor: int, view: memoryview, offset: int) -> None:
         try:
@@ -238,10 +290,16 @@ class CheckpointWriter:
             while self._descriptors:
                 os.close(self._descriptors.pop())
 
-    def _abandon(self) -> None:
+    def _abandon(self, *, keep: bool = False) -> None:
+        if self._durable is not None:
+            self._durable.stop(flush=keep)
+            self._durable = None
         self._close()
         if self._staging is not None:
-            self._staging.remove()
+            if keep:
+                self._staging.keep()
+            else:
+                self._staging.remove()
             self._staging = None
 
 

@@ -24,11 +24,12 @@ class InMemory:
     """A whole of arrays that are in memory: the same chunks as an executor makes.
 
     Args:
-        models: [n, numel]: numpy float32 or uint16 (bfloat16's bits), or torch float32.
+        models: [n, numel]: numpy float32 or uint16 (bfloat16's bits), or torch in any dtype.
         base: [numel], of the same sort, or None.
         shape: of the tensor.
         key: for random methods.
         statistics: one a model: [numel] float32, or [in, in].
+        offset: entries of the tensors before, where a whole model is measured.
         size: entries of a chunk.
     """
 
@@ -40,24 +41,29 @@ class InMemory:
         *,
         key: int = 0,
         statistics: Sequence[Array] = (),
+        offset: int = 0,
         size: int = CHUNK,
     ) -> None:
         self.n, self.numel = models.shape
         self.shape = shape
         self.statistics: Sequence[Rows] = [Held(floats(array)) for array in statistics]
         self._models, self._base, self._key = models, base, key
+        self._offset = offset
         # Statistics of the tensor's own shape are cut with it.
         self._cut = [s.reshape(-1) for s in map(floats, statistics) if tuple(s.shape) == shape]
         self._width = shape[-1] if shape else 1
-        self._ranges = list(ranges(self.numel, self._width, size=size))
+        self.ranges = list(ranges(self.numel, self._width, size=size))
 
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
-        return [function(self.chunk(index)) for index in range(len(self._ranges))]
+        return [function(self.read(start, stop)) for start, stop in self.ranges]
 
     def chunk(self, index: int) -> Chunk:
-        """One chunk; its arrays are views."""
-        start, stop = self._ranges[index]
+        """One chunk again."""
+        return self.read(*self.ranges[index])
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """The entries from `start` to before `stop`; for numpy as views."""
         return self._chunk(slice(start, stop), start)
 
     def sample(self, count: int) -> Chunk:
@@ -70,7 +76,9 @@ class InMemory:
             statistics = namespace(self._cut[0]).stack([array[part] for array in self._cut])
         models = self._models[:, part]
         base = None if self._base is None else self._base[part]
-        return Chunk(models, base, start, self._width, self._key, statistics)
+        if not isinstance(models, np.ndarray):
+            models, base = models.float(), None if base is None else base.float()
+        return Chunk(models, base, start, self._width, self._key, statistics, self._offset)
 
 
 class Held:

@@ -8,20 +8,29 @@ from modelglue.merge.config import MergeConfig, load_config, parse_config
 from modelglue.merge.plan import MergePlan, make_plan
 from modelglue.merge.stream import Progress, execute
 
+Mergeable = MergePlan | MergeConfig | Mapping[str, Any] | Path | str
+"""Whatever asks for a merge: a plan, a configuration, the same as a mapping, or its YAML file."""
+
 
 def merge(
-    config: MergePlan | MergeConfig | Mapping[str, Any] | Path | str,
+    config: Mergeable,
     out: Path | str,
     *,
     threads: int | None = None,
+    device: str | None = None,
+    allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Merge checkpoints into a new one.
+
+    Killed or interrupted, the same call goes on where it stopped.
 
     Args:
         config: a plan, a configuration, the same as a mapping, or the YAML file that holds it.
         out: the folder to make.
         threads: chunks under way at a time; by default one a core.
+        device: a torch device for the arithmetic; by default compiled loops on the CPU.
+        allow_nonfinite: write NaN and infinity instead of refusing them.
         progress: called with (elements written, elements to write).
 
     Returns:
@@ -31,10 +40,18 @@ def merge(
         ConfigError: the configuration is wrong; all its problems at once.
         CheckpointError, MergeError: a model cannot be used; nothing was written.
     """
-    return execute(as_plan(config), Path(out), threads=threads, progress=progress)
+    merged = execute(
+        as_plan(config),
+        Path(out),
+        threads=threads,
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+    return merged.path
 
 
-def as_plan(config: MergePlan | MergeConfig | Mapping[str, Any] | Path | str) -> MergePlan:
+def as_plan(config: Mergeable) -> MergePlan:
     """Whatever asks for a merge, as a plan; the models are opened, no weight is read."""
     if isinstance(config, str | Path):
         config = load_config(Path(config))

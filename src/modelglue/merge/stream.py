@@ -1,24 +1,49 @@
 """MergePlan → a checkpoint on disk, in bounded memory.
 
-Chunks of rows are read from every model, merged in fp32 and written to their place; a few threads
-do so side by side, so that reading, arithmetic and writing overlap. Nothing but the chunks under
-way is held: `threads` × (models + 2) × 4 MiB or so.
+A few threads take chunk after chunk: each reads the same range of every model into buffers of its
+own, merges it and writes the result to its place, so that reading, arithmetic and writing overlap.
+Nothing is held but the chunks under way. A method that measures first does so tensor by tensor, or
+before everything else where it measures the whole model.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
-from modelglue.checkpoint.card import model_card
+import modelglue
 from modelglue.checkpoint.writer import CheckpointWriter
-from modelglue.merge.chunks import merge_rows, row_chunks
+from modelglue.errors import NonFiniteTensor
+from modelglue.merge.chunk import CHUNK
+from modelglue.merge.crew import Crew, Job
+from modelglue.merge.method import METHODS
 from modelglue.merge.plan import MergePlan, TensorPlan
+from modelglue.merge.provenance import provenance
+from modelglue.merge.reading import TensorReader, Workspace
+from modelglue.merge.scope import measure_models
+from modelglue.merge.writing import encode
 
 Progress = Callable[[int, int], None]
 """(elements written, elements to write)"""
+
+_COPY = 4 << 20
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `execute` made.
+
+    Attributes:
+        path: the checkpoint.
+        resumed: tensors that an earlier, interrupted run had finished.
+        nonfinite: tensor name → entries that are NaN or infinite, where that was allowed.
+    """
+
+    path: Path
+    resumed: int = 0
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
 
 
 def execute(
@@ -26,96 +51,161 @@ def execute(
     out: Path,
     *,
     threads: int | None = None,
+    device: str | None = None,
+    allow_nonfinite: bool = False,
     card: str | None = None,
     progress: Progress | None = None,
-) -> Path:
+) -> Merged:
     """Carry the plan out and write a Hugging Face checkpoint that stands completely or not at all.
+
+    Killed or interrupted, the same call goes on at the tensors that were not finished.
 
     Args:
         plan: what to do.
         out: the folder to make; it must not be there.
         threads: how many chunks are under way at a time; by default one a core.
+        device: a torch device for the arithmetic; by default compiled loops on the CPU.
+        allow_nonfinite: write NaN and infinity, and say where, instead of refusing.
         card: the model card; by default one with the plan's full provenance.
-        progress: called after every chunk, from the thread that called `execute`.
+        progress: called now and then, from the thread that called `execute`.
 
     Raises:
         OutputExists: `out` is there.
         OutOfSpace: the disk cannot hold the result; nothing is written.
         NonFiniteTensor: an input or the result holds NaN or infinity; nothing is left behind.
     """
-    threads = threads or os.cpu_count() or 1
-    total = sum(tensor.numel for tensor in plan.tensors)
-    done = 0
-    with CheckpointWriter(out, plan.layout) as writer:
-
-        def work(tensor: TensorPlan, rows: slice) -> int:
-            merged = merge_rows(plan, tensor, rows, _reader(plan, tensor))
-            writer.write(tensor.name, merged, start_row=rows.start)
-            return merged.numel()
-
-        pieces = ((tensor, rows) for tensor in plan.tensors for rows in row_chunks(tensor))
-        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
-            for finished in _bounded(pool, work, pieces, limit=2 * threads):
-                done += finished
-                if progress is not None:
-                    progress(done, total)
-        writer.commit(
-            config=output_config(plan),
-            files_from=plan.template,
-            card=card if card is not None else provenance(plan, out.name),
+    threads = threads or len(os.sched_getaffinity(0))
+    nonfinite: dict[str, int] = {}
+    with CheckpointWriter(out, plan.layout, purpose=purpose(plan, allow_nonfinite)) as writer:
+        todo = [tensor for tensor in plan.tensors if tensor.name not in writer.finished]
+        measured = measure_models(
+            plan.tensors,
+            lambda tensor, buffers, offset: TensorReader(plan, tensor, buffers, offset=offset),
+            wanted=lambda tensor: tensor.name not in writer.finished,
+            threads=threads,
+            device=device,
         )
-    return out
+        work = _Work(plan, writer, measured, nonfinite if allow_nonfinite else None)
+        total = sum(tensor.numel for tensor in plan.tensors)
+        before = total - sum(tensor.numel for tensor in todo)
+        crew = Crew(threads, lambda: Workspace(device))
+        crew.run(
+            work.jobs(todo),
+            on_done=None if progress is None else lambda done: progress(before + done, total),
+        )
+        writer.commit(
+            config=plan.output_config,
+            files_from=None if plan.tokenizer is not None else plan.template,
+            extra=None if plan.tokenizer is None else plan.tokenizer.files(),
+            card=card if card is not None else provenance(plan, out.name, nonfinite),
+        )
+        return Merged(out, len(writer.finished), nonfinite)
 
 
-def output_config(plan: MergePlan) -> dict[str, object]:
-    """The template's configuration, its dtype what the plan writes."""
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    config = dict(plan.template.config)
-    written = {tensor.dtype for tensor in plan.tensors}
-    if len(written) == 1 and (dtype := names.get(written.pop())):
-        config.pop("torch_dtype", None)
-        config["dtype"] = dtype
-    return config
+def purpose(plan: MergePlan, allow_nonfinite: bool) -> str | None:
+    """What identifies the output: the plan, and every input file by place, size, time and inode.
+
+    None where an input cannot be told from another that may take its place a moment later.
+    """
+    inputs = [*plan.models, *([plan.base] if plan.base else []), *plan.statistics]
+    stamps = [model.stamp() for model in inputs]
+    if None in stamps:
+        return None
+    digest = hashlib.sha256()
+    head = [modelglue.__version__, stamps, allow_nonfinite, dict(plan.output_config)]
+    digest.update(json.dumps(head, default=str).encode())
+    for tensor in plan.tensors:
+        digest.update(repr((tensor.name, tensor.method, tensor.sources, tensor.base)).encode())
+        digest.update(repr((tensor.dtype, sorted(tensor.parameters.items()))).encode())
+    return digest.hexdigest()
 
 
-def provenance(plan: MergePlan, name: str) -> str:
-    """The model card that says what the checkpoint was made of and how."""
-    inputs = [*plan.models, *([plan.base] if plan.base else [])]
-    return model_card(
-        name,
-        method=plan.method,
-        inputs=[(model.name, model.ref, model.fingerprint()) for model in inputs],
-        config=plan.config.to_mapping(),
-    )
+@dataclass
+class _Work:
+    """The jobs of one merge."""
 
+    plan: MergePlan
+    writer: CheckpointWriter
+    measured: Mapping[str, tuple[object, int]]
+    nonfinite: dict[str, int] | None
 
-def _reader(plan: MergePlan, tensor: TensorPlan) -> Callable[[int | None, slice], Tensor]:
-    def read(model: int | None, rows: slice) -> Tensor:
-        if model is not None:
-            return plan.models[model].read(tensor.sources[model], rows)
-        if plan.base is None or tensor.base is None:
-            raise ValueError(f"{tensor.name}: the plan has no base")
-        return plan.base.read(tensor.base, rows)
+    def jobs(self, tensors: list[TensorPlan]) -> list[Job]:
+        """One a tensor; where the method measures, the largest first, so that none ends alone."""
+        if any(METHODS[tensor.method].measure for tensor in tensors):
+            tensors = sorted(tensors, key=lambda tensor: -tensor.numel)
+        return [self._start(tensor) for tensor in tensors]
 
-    return read
+    def _start(self, tensor: TensorPlan) -> Job:
+        def start(workspace: Workspace) -> list[Job]:
+            if tensor.copied:
+                self._copy(tensor)
+                return []
+            measured, offset = self.measured.get(tensor.name, (None, 0))
+            reader = TensorReader(self.plan, tensor, workspace, offset=offset)
+            method = METHODS[tensor.method]
+            if method.measure is not None and measured is None:
+                measured = method.measure(reader, **method.keywords(tensor.parameters))
+            jobs = [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
+            return (
+                jobs
+                if len(jobs) > 1
+                else [further for job in jobs for further in job.run(workspace)]
+            )
 
+        return Job(start, 0 if tensor.numel > CHUNK else tensor.numel)
 
-def _bounded(
-    pool: ThreadPoolExecutor,
-    work: Callable[[TensorPlan, slice], int],
-    pieces: Iterable[tuple[TensorPlan, slice]],
-    *,
-    limit: int,
-) -> Iterator[int]:
-    """Results as they come, with at most `limit` pieces under way; the first error ends it."""
-    under_way: set[Future[int]] = set()
-    try:
-        for piece in pieces:
-            if len(under_way) >= limit:
-                finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-            under_way.add(pool.submit(work, *piece))
-        yield from (future.result() for future in under_way)
-    finally:
-        for future in under_way:
-            future.cancel()
+    def _chunk(
+        self, tensor: TensorPlan, measured: object, offset: int, chunk: tuple[int, int]
+    ) -> Job:
+        def merge(workspace: Workspace) -> list[Job]:
+            reader = TensorReader(self.plan, tensor, workspace, offset=offset)
+            self._merge(reader, tensor, measured, chunk, workspace)
+            return []
+
+        return Job(merge, chunk[1] - chunk[0])
+
+    def _merge(
+        self,
+        reader: TensorReader,
+        tensor: TensorPlan,
+        measured: object,
+        chunk: tuple[int, int],
+        workspace: Workspace,
+    ) -> None:
+        method = METHODS[tensor.method]
+        read = reader.read(*chunk)
+        merged = method.combine(read, measured, **method.keywords(tensor.parameters))
+        result, bad = encode(merged, tensor.dtype, workspace)
+        if bad:
+            if self.nonfinite is None:
+                raise NonFiniteTensor(self._blame(tensor, chunk, workspace))
+            self.nonfinite[tensor.name] = self.nonfinite.get(tensor.name, 0) + bad
+        start = chunk[0] * result.itemsize
+        self.writer.write_bytes(tensor.name, result.data, start=start)
+
+    def _copy(self, tensor: TensorPlan) -> None:
+        """What is no weight (a mask, position ids) is the first source's."""
+        source = tensor.sources[0]
+        start = 0
+        for part in self.plan.checkpoint(source).chunks(source.name, size=_COPY):
+            self.writer.write_bytes(tensor.name, part, start=start)
+            start += len(part)
+
+    def _blame(self, tensor: TensorPlan, chunk: tuple[int, int], workspace: Workspace) -> str:
+        read = TensorReader(self.plan, tensor, workspace).read(*chunk)
+        parts = [*zip(tensor.sources, read.fp32, strict=True)]
+        if tensor.base is not None:
+            parts.append((tensor.base, read.fp32_base))
+        for source, numbers in parts:
+            bad = int((numbers - numbers != 0).sum())
+            if bad:
+                name = self.plan.checkpoint(source).name
+                return (
+                    f"{tensor.name}: {name} holds values that are NaN or infinite ({bad} of those "
+                    f"from number {chunk[0]:,} to {chunk[1]:,}). Leave it out, or go on with "
+                    "--allow-nonfinite."
+                )
+        return (
+            f"{tensor.name}: the result does not fit {tensor.dtype}. Look at the weights, or write "
+            "dtype: float32."
+        )

@@ -1,0 +1,96 @@
+"""Which tensors of a growing checkpoint are safe on the disk, so that a killed writer can go on.
+
+What was written is carried to the disk in the background every so many bytes, which also keeps the
+disk busy while work goes on; only then are finished tensors noted in a small file beside it.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+FINISHED = ".finished"
+"""The file: one tensor's name a line; a torn last line is dropped."""
+
+SYNC_BYTES = 256 << 20
+"""Bytes written between two syncs; what a kill costs at most."""
+
+
+class Durable:
+    """Notes finished tensors once their bytes are on the disk. Thread-safe.
+
+    Args:
+        folder: where the note lies.
+        sync: carries all that was written to the disk.
+    """
+
+    def __init__(self, folder: Path, sync: Callable[[], None]) -> None:
+        self._path = folder / FINISHED
+        self._sync = sync
+        self.finished = frozenset(_read(self._path))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._condition = threading.Condition()
+        self._pending: list[str] = []
+        self._unsynced = 0
+        self._stopped = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        self._thread.start()
+
+    def wrote(self, nbytes: int) -> None:
+        """Say that so many bytes were written."""
+        with self._condition:
+            self._unsynced += nbytes
+            if self._unsynced >= SYNC_BYTES:
+                self._condition.notify()
+
+    def finish(self, name: str) -> None:
+        """Say that all bytes of a tensor were written."""
+        with self._condition:
+            self._pending.append(name)
+
+    def stop(self, *, flush: bool) -> None:
+        """End; with `flush`, what is pending is synced and noted first."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify()
+        self._thread.join()
+        try:
+            if flush and self._error is None:
+                self._note()
+        finally:
+            self._file.close()
+
+    def remove(self) -> None:
+        """Drop the note: the checkpoint is whole."""
+        self._path.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._stopped or self._unsynced >= SYNC_BYTES)
+                if self._stopped:
+                    return
+            try:
+                self._note()
+            except OSError as error:  # the writer's own sync at the end will say so
+                self._error = error
+                return
+
+    def _note(self) -> None:
+        with self._condition:
+            names, self._pending = self._pending, []
+            self._unsynced = 0
+        self._sync()
+        if names:
+            self._file.writelines(name + "\n" for name in names)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    return text.split("\n")[:-1]

@@ -1,0 +1,241 @@
+"""Chunks of a plan's tensors, read from checkpoints into buffers that are used again.
+
+Nothing of a model is held but the chunk under way. bfloat16 stays as it is stored; anything else
+becomes float32 as it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import UnsupportedCheckpoint
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import CHUNK, Chunk, Rows, ranges
+from modelglue.merge.kernels.random import tensor_key
+from modelglue.merge.plan import MergePlan, Source, TensorPlan
+from modelglue.merge.rows import runs
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+_STORED: dict[str, Any] = {
+    "BF16": np.uint16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
+_RUN = 1024
+"""Entries that a sample reads at a time."""
+
+
+class Workspace:
+    """The buffers of one thread, each as large as the largest that was asked for.
+
+    Args:
+        device: where the arithmetic runs; None for numpy on the CPU.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def array(self, slot: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array over the buffer of that name; what it held is lost."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        buffer = self._buffers.get(slot)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._buffers[slot] = np.empty(nbytes, np.uint8)
+        return buffer[:nbytes].view(dtype).reshape(shape)
+
+    def place(self, array: np.ndarray) -> Array:
+        """The array as the kernels take it: itself, or float32 on the device."""
+        if self.device is None:
+            return array
+        import torch
+
+        tensor = torch.from_numpy(array)
+        if array.dtype == np.uint16:
+            tensor = tensor.view(torch.bfloat16)
+        # A copy: the buffer is overwritten while the device may still be reading.
+        return tensor.to(self.device, torch.float32, copy=True)
+
+
+class TensorReader:
+    """One tensor of a plan as a whole made of chunks; see `chunk.Whole`.
+
+    Args:
+        plan: whose tensor it is.
+        tensor: the tensor.
+        workspace: buffers of the thread that reads.
+        offset: entries of the tensors before, where a whole model is measured.
+    """
+
+    def __init__(
+        self, plan: MergePlan, tensor: TensorPlan, workspace: Workspace, *, offset: int = 0
+    ) -> None:
+        self.n = len(tensor.sources)
+        self.numel = tensor.numel
+        self.shape = tensor.shape
+        self._plan, self._tensor, self._workspace = plan, tensor, workspace
+        self._offset = offset
+        self._width = tensor.shape[-1] if tensor.shape else 1
+        self._key = tensor_key(int(tensor.parameters.get("seed") or 0), tensor.name)
+        sources = [*tensor.sources, *([tensor.base] if tensor.base else [])]
+        stored = {plan.spec(source).dtype for source in sources}
+        united = tensor.union is not None
+        self._dtype: Any = np.uint16 if stored == {"BF16"} and not united else np.float32
+        held = [
+            _Statistics(plan.statistics[source.model], source.name)
+            for source in tensor.statistics
+            if source is not None and source.model is not None
+        ]
+        self.statistics: Sequence[Rows] = held if len(held) == self.n else ()
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The chunks, as flat ranges."""
+        width = self._width
+        if self._tensor.union is not None:
+            width = math.prod(self.shape[1:])
+        return list(ranges(self.numel, width, size=CHUNK))
+
+    def map(self, function: Callable[[Chunk], T]) -> list[T]:
+        """Apply `function` to every chunk, in order."""
+        return [function(self.read(start, stop)) for start, stop in self.ranges]
+
+    def chunk(self, index: int) -> Chunk:
+        """One chunk again."""
+        return self.read(*self.ranges[index])
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole tensor: [n, numel] of the models and [numel] of the base."""
+        return self._arrays([(0, self.numel)])
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """The entries from `start` to before `stop`."""
+        models, base = self._arrays([(start, stop)])
+        return self._chunk(models, base, start, self._same(start, stop))
+
+    def sample(self, count: int) -> Chunk:
+        """Runs of entries, spread evenly."""
+        unit = _RUN
+        if self._tensor.union is not None:
+            unit = max(math.prod(self.shape[1:]), 1)
+        pieces = max(1, min(count // unit, self.numel // unit))
+        step = self.numel // pieces // unit * unit or self.numel
+        starts = [i * step for i in range(pieces)]
+        models, base = self._arrays([(s, min(s + unit, self.numel)) for s in starts])
+        return self._chunk(models, base, 0, None)
+
+    def _chunk(
+        self, models: np.ndarray, base: np.ndarray | None, start: int, statistics: Any
+    ) -> Chunk:
+        place = self._workspace.place
+        return Chunk(
+            place(models),
+            None if base is None else place(base),
+            start,
+            self._width,
+            self._key,
+            None if statistics is None else place(statistics),
+            self._offset,
+        )
+
+    def _arrays(self, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
+        """[n, k] of the sources and [k] of the base: these ranges, one after the other."""
+        if self._tensor.union is not None:
+            return self._united(parts)
+        k = sum(stop - start for start, stop in parts)
+        models = self._workspace.array("models", (self.n, k), self._dtype)
+        for row, source in zip(models, self._tensor.sources, strict=True):
+            self._fill(source, parts, row)
+        if self._tensor.base is None:
+            return models, None
+        base = self._workspace.array("base", (k,), self._dtype)
+        self._fill(self._tensor.base, parts, base)
+        return models, base
+
+    def _fill(self, source: Source, parts: list[tuple[int, int]], target: np.ndarray) -> None:
+        checkpoint = self._plan.checkpoint(source)
+        at = 0
+        for start, stop in parts:
+            self._read(checkpoint, source.name, start, target[at : at + stop - start])
+            at += stop - start
+
+    def _read(self, checkpoint: Checkpoint, name: str, start: int, target: np.ndarray) -> None:
+        """The entries of a tensor from `start` on, as many as `target` holds, in its dtype."""
+        stored = checkpoint.spec(name).dtype
+        if stored not in _STORED:
+            raise UnsupportedCheckpoint(
+                f"{name}: {checkpoint.name} stores it as {stored}, which cannot be merged. "
+                "Convert the model to BF16 first."
+            )
+        dtype = np.dtype(_STORED[stored])
+        raw = target
+        if dtype != target.dtype:
+            raw = self._workspace.array("raw", target.shape, dtype)
+        checkpoint.read_into(name, memoryview(raw), start=start * dtype.itemsize)
+        if raw is target:
+            return
+        if dtype == np.uint16:
+            from modelglue.merge.kernels import loops
+
+            loops.decode(raw, target)
+        else:
+            with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
+                target[:] = raw
+
+    def _same(self, start: int, stop: int) -> np.ndarray | None:
+        """[n, k] of the statistics, where they have the tensor's shape."""
+        if not self.statistics or any(rows.shape != self.shape for rows in self.statistics):
+            return None
+        found = self._workspace.array("statistics", (self.n, stop - start), np.float32)
+        for row, source in zip(found, self._tensor.statistics, strict=True):
+            if source is not None and source.model is not None:
+                self._read(self._plan.statistics[source.model], source.name, start, row)
+        return found
+
+    def _united(self, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
+        union = self._tensor.union
+        if union is None:
+            raise ValueError(f"{self._tensor.name}: nothing to unite")
+        width = max(math.prod(self.shape[1:]), 1)
+
+        def read(model: int | None, rows: np.ndarray) -> np.ndarray:
+            source = self._tensor.base if model is None else self._tensor.sources[model]
+            if source is None:
+                raise ValueError(f"{self._tensor.name}: there is no base to lend a row")
+            found = np.empty((len(rows), width), np.float32)
+            at = 0
+            for first, count in runs(rows):
+                target = found[at : at + count].reshape(-1)
+                self._read(self._plan.checkpoint(source), source.name, first * width, target)
+                at += count
+            return found
+
+        pieces = [union.gather(read, slice(a // width, b // width)) for a, b in parts]
+        models = np.concatenate([piece for piece, _ in pieces], axis=1)
+        bases = [piece for _, piece in pieces if piece is not None]
+        return models, np.concatenate(bases) if bases else None
+
+
+class _Statistics:
+    """A tensor of statistics, read by rows."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._checkpoint.spec(self._name).shape
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        found: torch.Tensor = self._checkpoint.read(self._name, slice(start, stop))
+        return found.float().numpy()
