@@ -1,51 +1,24 @@
 """Linear: the weighted mean of the models, also called a soup (Wortsman et al., 2203.05482)."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from modelglue.merge.method import Law, Parameter, merge_method
-
-
-def refuse_zero_sum(parameters: Mapping[str, Any], /) -> str | None:
-    """Refuse weights that normalising would divide by 0."""
-    if parameters["normalize"] and abs(sum(map(float, parameters["weight"]))) < 1e-9:
-        return "the weights sum to 0, and normalize: true divides by their sum"
-    return None
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import Chunk
+from modelglue.merge.kernels import weighted_sum
+from modelglue.merge.method import Law, merge_method
+from modelglue.merge.parameters import WEIGHT, normalize, refuse_zero_sum
 
 
 @merge_method(
-    parameters=(
-        Parameter("weight", "model", "the share of each model", default=1.0),
-        Parameter("normalize", "merge", "divide by the sum of the weights", default=True),
-    ),
-    laws={
-        Law.IDEMPOTENT,
-        Law.PERMUTATION_INVARIANT,
-        Law.HOMOGENEOUS,
-        Law.TRANSLATION_EQUIVARIANT,
-        Law.ELEMENTWISE,
-    },
+    parameters=(WEIGHT, normalize(True)),
+    laws=set(Law),
     check=refuse_zero_sum,
 )
-def linear(chunk: Tensor, base: Tensor | None, /, *, weight: Tensor, normalize: bool) -> Tensor:
+def linear(chunk: Chunk, measured: None, /, *, weight: tuple[float, ...], normalize: bool) -> Array:
     """Take the weighted mean of the models: Σwᵢθᵢ / Σwᵢ (arXiv 2203.05482).
 
-    Args:
-        chunk: [n, k] fp32.
-        base: unused.
-        weight: [n].
-        normalize: divide by Σwᵢ; without it the sum stays as it is.
+    With `normalize: false` the sum stays as it is.
 
-    Returns:
-        [k] fp32.
+    Differs from mergekit: weights that sum to 0 are refused under `normalize`, where mergekit
+    writes a model of NaN; `weight` is 1 where nothing is said, where mergekit refuses.
     """
-    if normalize:
-        weight = weight / weight.sum()
-    # Term by term: the sum's order, and so its last bit, doesn't depend on the chunk's size.
-    merged = torch.mul(chunk[0], weight[0])
-    for model in range(1, len(chunk)):
-        merged.addcmul_(chunk[model], weight[model])
-    return merged
+    total = sum(weight) if normalize else 1.0
+    return weighted_sum(chunk, [w / total for w in weight])

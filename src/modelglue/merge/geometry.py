@@ -1,0 +1,75 @@
+"""Angles between tensors, from dot products alone.
+
+What slerp, Karcher means or Model Stock return is a linear combination of their inputs, and its
+coefficients follow from the inputs' Gram matrix. So one pass takes dot products, all geometry is
+float64 on a few numbers, and a second pass adds up: no tensor is ever held.
+"""
+
+import numpy as np
+
+from modelglue.merge.arrays import Array, floats, like
+from modelglue.merge.chunk import Chunk, Whole
+
+
+def has_base(whole: Whole) -> bool:
+    """Whether the method was given a base."""
+    return whole.sample(1).base is not None
+
+
+def norms(gram: np.ndarray) -> np.ndarray:
+    """Euclidean norms: [..., n] of [..., n, n]."""
+    lengths: np.ndarray = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
+    return lengths
+
+
+def cosines(gram: np.ndarray) -> np.ndarray:
+    """Cosines: [..., n, n]; 0 with a vector of length 0, which has no direction."""
+    length = norms(gram)
+    product = length[..., :, None] * length[..., None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine: np.ndarray = np.clip(np.where(product == 0, 0.0, gram / product), -1, 1)
+    return cosine
+
+
+def great_circle(gram: np.ndarray, t: float, *, linear_if: np.ndarray) -> np.ndarray:
+    """Coefficients of two vectors on the way along their great circle (Shoemake, 1985).
+
+    Args:
+        gram: [..., 2, 2].
+        t: 0 gives the first, 1 the second.
+        linear_if: [...] where to go straight instead.
+
+    Returns:
+        [..., 2]: sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, or 1−t and t.
+    """
+    # A vector of length 0 spans no great circle.
+    straight = linear_if | (norms(gram) == 0).any(axis=-1)
+    angle = np.where(straight, np.pi / 2, np.arccos(cosines(gram)[..., 0, 1]))
+    share = np.stack([np.full_like(angle, 1 - t), np.full_like(angle, t)], axis=-1)
+    arc = np.sin(share * angle[..., None]) / np.sin(angle)[..., None]
+    coefficients: np.ndarray = np.where(straight[..., None], share, arc)
+    # NaN compares as unequal to everything: what is not finite must not turn into a straight line.
+    return np.where(np.isfinite(gram).all(axis=(-2, -1))[..., None], coefficients, np.nan)
+
+
+def places(chunk: Chunk) -> np.ndarray:
+    """The flat index of each entry of a chunk: [k] int64."""
+    return chunk.start + np.arange(chunk.models.shape[1])
+
+
+def rows_sum(chunk: Chunk, coefficients: np.ndarray, at: np.ndarray) -> Array:
+    """Combine with coefficients that differ between rows (or columns) of the tensor.
+
+    Args:
+        chunk: of n models.
+        coefficients: [m, n], or [m, n + 1]: the base last.
+        at: [k], for each entry which of the m coefficients is its own.
+
+    Returns:
+        [k] float32.
+    """
+    rows = [*chunk.models] if chunk.base is None else [*chunk.models, chunk.base]
+    merged = like(coefficients[at, 0], chunk.models) * floats(rows[0])
+    for model in range(1, len(rows)):
+        merged = merged + like(coefficients[at, model], chunk.models) * floats(rows[model])
+    return merged

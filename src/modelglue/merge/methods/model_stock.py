@@ -1,0 +1,50 @@
+"""Model Stock: between the base and the models' mean, by how far they agree (2403.19522)."""
+
+import numpy as np
+
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import Chunk, Whole
+from modelglue.merge.geometry import cosines, places, rows_sum
+from modelglue.merge.kernels import gram, row_grams, weighted_sum
+from modelglue.merge.method import Law, Parameter, merge_method
+
+
+def _ratios(whole: Whole, /, *, filter_wise: bool) -> np.ndarray:
+    """t of the tensor [1], or of each row."""
+    products = row_grams(whole, of="deltas") if filter_wise else gram(whole, of="deltas")[None]
+    n = whole.n
+    pairs = np.triu_indices(n, 1)
+    cosine = cosines(products)[:, pairs[0], pairs[1]].mean(axis=1)
+    total = 1 + (n - 1) * cosine
+    singular = abs(total) < 1e-6
+    ratios: np.ndarray = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
+    return ratios
+
+
+@merge_method(
+    parameters=(Parameter("filter_wise", "merge", "an angle for each row", False, kind="boolean"),),
+    laws=set(Law) - {Law.ELEMENTWISE},
+    base="required",
+    models=(2, None),
+    measure=_ratios,
+)
+def model_stock(chunk: Chunk, measured: np.ndarray, /, *, filter_wise: bool) -> Array:
+    """Go from the base towards the models' mean, by the angle between task vectors (2403.19522).
+
+    With cos θ the mean cosine over all pairs of τᵢ = θᵢ − θ₀ and t = N·cos θ / (1 + (N−1)·cos θ),
+    returns t·mean(θᵢ) + (1−t)·θ₀: task vectors at right angles give the base, parallel ones the
+    mean. One angle a tensor, with `filter_wise` one a row (last dimension).
+
+    Where 1 + (N−1)·cos θ = 0 the result is the base. Cosines below 0 make t negative, as the
+    formula has it.
+
+    Differs from mergekit: it divides by at least 1e-6 in place of a product of norms, so that
+    cosines of short task vectors (norms of a layer barely trained) come out too small; here every
+    cosine is exact, and 0 only with a task vector of 0.
+    """
+    n = chunk.n
+    if len(measured) == 1:
+        t = measured[0]
+        return weighted_sum(chunk, [t / n] * n, 1 - t)
+    shares = np.stack([*[measured / n] * n, 1 - measured], axis=-1)
+    return rows_sum(chunk, shares, places(chunk) // max(chunk.width, 1))
