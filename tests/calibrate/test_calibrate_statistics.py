@@ -251,6 +251,15 @@ def test_fused_experts_have_no_gram_matrix_and_are_named(tmp_path: Path, make_mo
     assert skipped == experts
 
 
+def test_what_no_token_reached_has_zeros_and_is_named(tmp_path: Path, make_model: Make) -> None:
+    model = make_model(tmp_path / "model", model_type="mixtral", **{**MOE, "num_local_experts": 8})
+    fisher = Checkpoint.open(compute_statistics(model, ["ab"], tmp_path / "f", kind="fisher"))
+    unreached = fisher.config["unreached"]
+    assert any("experts" in name for name in unreached)
+    for name in fisher.tensors:
+        assert (name in unreached) == (not fisher.read(name).any())
+
+
 def test_a_weight_that_the_live_model_changed_gets_no_statistic(
     tmp_path: Path, make_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

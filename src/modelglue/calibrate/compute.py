@@ -11,26 +11,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from modelglue.calibrate.fisher import Labels, diagonal_fisher
-from modelglue.calibrate.gram import batches, input_grams
+from modelglue.calibrate.fisher import Labels
 from modelglue.calibrate.parts import Parts, work_folder
-from modelglue.calibrate.targets import (
-    UNREACHED,
-    Target,
-    Targets,
-    fisher_targets,
-    gram_targets,
-    groups,
-    stored,
-)
+from modelglue.calibrate.targets import Target, groups
 from modelglue.calibrate.texts import SHORTEST, read_texts, sequences
+from modelglue.calibrate.work import Work, fisher_work, gram_work
 from modelglue.checkpoint.lora import LoraCheckpoint
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import materialise, open_checkpoint
@@ -41,7 +32,7 @@ from modelglue.errors import (
     OutOfSpace,
     OutputExists,
 )
-from modelglue.evaluate.encoding import Encoder, Tokens
+from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.huggingface import HuggingFaceModel, embedding_rows
 from modelglue.evaluate.threads import threads_for
 
@@ -75,8 +66,9 @@ def compute_statistics(
 
     `config.json` of the result says what it was computed from: `kind`, the fingerprint of the
     `model`, the digest of the `texts`, `sequences` and `tokens`, and for "fisher" `labels` and
-    `seed`. `skipped` there names the tensors that have no statistic, by reason; `transposed` the
-    weights that are stored [in, out] (GPT-2's), whose matrix is still [in, in].
+    `seed`. `skipped` there names the tensors that have no statistic, by reason; `unreached` those
+    whose statistic is zero, since the text never led there (to an expert, to a token's embedding);
+    `transposed` the weights that are stored [in, out] (GPT-2's), whose matrix is still [in, in].
 
     Args:
         model: a folder, org/name@revision, or base+adapter.
@@ -120,6 +112,9 @@ def compute_statistics(
     with open_checkpoint(model) as checkpoint:
         live = HuggingFaceModel.load(_plain(checkpoint, out), device=device, dtype=dtype)
         cut = sequences(documents, _encoder(live, max_length), tokens=tokens)
+        options = (
+            {"labels": labels, "seed": seed} if kind == "fisher" else {"batch_size": batch_size}
+        )
         asked = {
             "kind": kind,
             "model": checkpoint.fingerprint(),
@@ -127,16 +122,14 @@ def compute_statistics(
             "sequences": len(cut),
             "tokens": sum(len(sequence) for sequence in cut),
             "token_ids": _digest(cut),
-            **(
-                {"labels": labels, "seed": seed} if kind == "fisher" else {"batch_size": batch_size}
-            ),
+            **options,
             "device": device,
             "dtype": str(live.module.dtype).removeprefix("torch."),
         }
         with Parts(out, asked) as parts:
             if not os.path.lexists(out):
-                job = _fisher if kind == "fisher" else _gram
-                work = job(live.module, checkpoint, cut, asked)
+                job: Callable[..., Work] = fisher_work if kind == "fisher" else gram_work
+                work = job(live.module, checkpoint, cut, **options)
                 with threads_for(live.parameters_stored), _out_of_memory():
                     _run(work, parts, out, memory, progress or (lambda done, total: None))
                 parts.assemble(out, checkpoint.tensors, {**asked, **_notes(work, parts)})
@@ -147,55 +140,11 @@ def compute_statistics(
     return out
 
 
-Computed = list[dict[str, Tensor] | None]
-Compute = Callable[[Sequence[Target], Callable[[], None]], Computed]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is to be computed, and how a group of it is: its tensors as they are stored."""
-
-    targets: Targets
-    passes: int
-    compute: Compute
-
-
-def _fisher(
-    module: Any, checkpoint: Checkpoint, cut: Sequence[Tokens], asked: Mapping[str, Any]
-) -> _Work:
-    labels, seed = asked["labels"], asked["seed"]
-
-    def compute(group: Sequence[Target], step: Callable[[], None]) -> Computed:
-        parameters = [target.parameter for target in group]
-        found = diagonal_fisher(module, parameters, cut, labels=labels, seed=seed, step=step)
-        return [
-            stored(module, checkpoint, target.lives, fisher)
-            for target, fisher in zip(group, found, strict=True)
-        ]
-
-    return _Work(fisher_targets(module, checkpoint), len(cut), compute)
-
-
-def _gram(
-    module: Any, checkpoint: Checkpoint, cut: Sequence[Tokens], asked: Mapping[str, Any]
-) -> _Work:
-    batched = batches(cut, asked["batch_size"])
-
-    def compute(group: Sequence[Target], step: Callable[[], None]) -> Computed:
-        found = input_grams(module, [target.modules for target in group], batched, step=step)
-        return [
-            None if gram is None else dict.fromkeys(target.names, gram)
-            for target, gram in zip(group, found, strict=True)
-        ]
-
-    return _Work(gram_targets(module, checkpoint), len(batched), compute)
-
-
-def _run(work: _Work, parts: Parts, out: Path, memory: int, progress: Progress) -> None:
+def _run(work: Work, parts: Parts, out: Path, memory: int, progress: Progress) -> None:
     """Compute what does not stand yet, group by group."""
     if not work.targets.found:
         raise CheckpointError("no tensor of the model can be given statistics")
-    standing = {**parts.tensors, **parts.skipped}
+    standing = parts.tensors
     left = [target for target in work.targets.found if target.names[0] not in standing]
     _require_space(out, left=_nbytes(left), whole=_nbytes(work.targets.found))
     grouped = groups(left, memory)
@@ -204,29 +153,21 @@ def _run(work: _Work, parts: Parts, out: Path, memory: int, progress: Progress) 
     def step() -> None:
         nonlocal done
         done += 1
-        progress(done, len(grouped) * work.passes)
+        progress(done, len(grouped) * work.steps)
 
     for group in grouped:
-        tensors: dict[str, Tensor] = {}
-        skipped: dict[str, str] = {}
-        for target, found in zip(group, work.compute(group, step), strict=True):
-            if found is None:
-                skipped |= dict.fromkeys(target.names, UNREACHED)
-            else:
-                tensors |= found
+        tensors = work.compute(group, step)
         _require_finite(tensors)
-        parts.add(tensors, skipped)
+        parts.add(tensors)
 
 
-def _notes(work: _Work, parts: Parts) -> dict[str, Any]:
-    """For config.json: what lies transposed, and what was skipped, by reason."""
-    reasons: dict[str, list[str]] = {}
-    for name, why in {**work.targets.skipped, **parts.skipped}.items():
-        reasons.setdefault(why, []).append(name)
-    transposed = [
-        name for target in work.targets.found if target.transposed for name in target.names
-    ]
-    return {"transposed": transposed, "skipped": reasons}
+def _notes(work: Work, parts: Parts) -> dict[str, Any]:
+    """For config.json: what a reader of the statistics has to know of single tensors."""
+    skipped: dict[str, list[str]] = {}
+    for name, why in work.targets.skipped.items():
+        skipped.setdefault(why, []).append(name)
+    transposed = [n for target in work.targets.found if target.transposed for n in target.names]
+    return {"transposed": transposed, "unreached": parts.zeros, "skipped": skipped}
 
 
 def _plain(checkpoint: Checkpoint, out: Path) -> Path:

@@ -38,7 +38,7 @@ def input_grams(
     batched: Sequence[Sequence[Tokens]],
     *,
     step: Callable[[], None] = lambda: None,
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """G = XᵀX / tokens of the inputs of linear layers (Jin et al., arXiv 2212.09849).
 
     `tokens` are those of the text, for every layer alike. An expert that saw a tenth of them has a
@@ -51,20 +51,18 @@ def input_grams(
         step: called after each batch.
 
     Returns:
-        For each weight, fp32 [in, in]; None where none of its modules was called on any token.
+        For each weight, fp32 [in, in]; zeros where no token reached any of its modules.
     """
     grams = [
         torch.zeros(width, width, device=model.device)
         for width in (input_width(modules[0]) for modules in linears)
     ]
-    reached = [False] * len(linears)
 
     def adds_to(i: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def add(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             given: Tensor = args[0] if args else next(iter(keywords.values()))
             rows = given.reshape(-1, given.shape[-1]).float()
             grams[i].addmm_(rows.T, rows)
-            reached[i] = reached[i] or len(rows) > 0
 
         return add
 
@@ -82,6 +80,4 @@ def input_grams(
         for handle in handles:
             handle.remove()
     tokens = sum(len(sequence) for batch in batched for sequence in batch)
-    return [
-        gram.div_(tokens) if called else None for gram, called in zip(grams, reached, strict=True)
-    ]
+    return [gram.div_(tokens) for gram in grams]

@@ -1,7 +1,7 @@
 """What stands of a computation that may be killed: a checkpoint a finished group, and a journal.
 
     .OUT.statistics/
-      journal.jsonl     first what was asked, then a line a part: its tensors, what was skipped
+      journal.jsonl     first what was asked, then a line a part: its tensors, those of zeros
       00000/ 00001/ …   each a checkpoint, whole before its line is written
 
 They become one checkpoint at the end, so the disk has to hold the statistics twice.
@@ -50,22 +50,22 @@ class Parts:
         return {name: self.folder / r["part"] for r in self._records for name in r["tensors"]}
 
     @property
-    def skipped(self) -> dict[str, str]:
-        """What was computed in vain: name → why."""
-        return {name: why for record in self._records for name, why in record["skipped"].items()}
+    def zeros(self) -> list[str]:
+        """The tensors of them that are all zero."""
+        return [name for record in self._records for name in record["zeros"]]
 
-    def add(self, tensors: Mapping[str, Tensor], skipped: Mapping[str, str]) -> None:
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep a finished group; it is on disk when this returns."""
         part = f"{len(self._records):05d}"
         # A killed process may have left it there without its line in the journal.
         shutil.rmtree(self.folder / part, ignore_errors=True)
-        if tensors:
-            layout = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
-            with CheckpointWriter(self.folder / part, layout) as writer:
-                for name, tensor in tensors.items():
-                    writer.write(name, tensor)
-                writer.commit(config={})
-        self._journal.append({"part": part, "tensors": list(tensors), "skipped": dict(skipped)})
+        layout = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+        with CheckpointWriter(self.folder / part, layout) as writer:
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
+            writer.commit(config={})
+        zeros = [name for name, tensor in tensors.items() if not bool(tensor.any())]
+        self._journal.append({"part": part, "tensors": list(tensors), "zeros": zeros})
 
     def assemble(self, out: Path, order: Iterable[str], config: Mapping[str, Any]) -> None:
         """Make one checkpoint of all parts, its tensors in the given order."""

@@ -21,7 +21,6 @@ from modelglue.checkpoint.reader import Checkpoint
 NOT_HELD = "the live model holds no parameter that is this tensor, value for value"
 NOT_LINEAR = "the live model does not hold it as the weight of a linear layer"
 SHARED = "its weight is more than a linear layer's (a head tied to the embedding)"
-UNREACHED = "no token of the text reached it"
 
 
 @dataclass(frozen=True)
