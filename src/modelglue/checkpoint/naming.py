@@ -30,6 +30,26 @@ def place(name: str) -> Place:
     return Place(int(layer[1]) if layer else None, _role(name, in_layer=layer is not None))
 
 
+@lru_cache(maxsize=65536)
+def split_layer(name: str) -> tuple[str, int, str] | None:
+    """A tensor's name around its layer's number; None outside of layers.
+
+    >>> split_layer("model.layers.3.mlp.up_proj.weight")
+    ('model.layers.', 3, '.mlp.up_proj.weight')
+    """
+    found = _LAYER.search(name)
+    return (name[: found.start(1)], int(found[1]), name[found.end(1) :]) if found else None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether it is no weight but something that a model's code computes, which old files hold.
+
+    >>> is_buffer("model.layers.3.self_attn.rotary_emb.inv_freq")
+    True
+    """
+    return _BUFFER.search(name) is not None
+
+
 def head_and_embedding(names: Iterable[str]) -> tuple[str | None, str | None]:
     """The names of the language-model head and of the token embedding, where there are any."""
     head = embedding = None

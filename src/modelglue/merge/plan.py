@@ -1,78 +1,31 @@
 """Configuration → MergePlan: every output tensor resolved and checked, no weight read yet.
 
-Whatever can be wrong is wrong here. Two executors run the same plan: `stream` (to disk) and
-`resident` (into a live module).
+Whatever can be wrong is wrong here, and all of it is told at once. Two executors run the same
+plan: `stream` (to disk) and `resident` (into a live module).
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelglue.checkpoint.naming import place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.spec import TensorSpec, nbytes_of
-from modelglue.checkpoint.tokenizer import same_vocabulary
-from modelglue.errors import MergeError, NotMergeable, ShapeMismatch, UnsupportedCheckpoint
-from modelglue.merge.config import MergeConfig
-from modelglue.merge.method import METHODS, Method
+from modelglue.errors import InputError, MergeError
+from modelglue.merge.config import MergeConfig, same_model
+from modelglue.merge.describe import describe
+from modelglue.merge.draft import Draft
+from modelglue.merge.method import METHODS
+from modelglue.merge.problems import together
+from modelglue.merge.tensor_plan import FLOATING, Source, TensorPlan
 
 if TYPE_CHECKING:
-    from modelglue.merge.rows import RowUnion
+    from modelglue.merge.vocabulary import Vocabulary
 
-FLOATING = ("F64", "F32", "F16", "BF16")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor of one of the plan's checkpoints.
-
-    Attributes:
-        model: index into `MergePlan.models` (of `TensorPlan.statistics`: into
-            `MergePlan.statistics`); None is `MergePlan.base`.
-        name: of the tensor there; it differs from the output's where layers are stacked anew or a
-            tied head is read from the embedding.
-    """
-
-    model: int | None
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One output tensor.
-
-    Attributes:
-        method: the merge method's name.
-        sources: what is merged, n of them; with slices another n and other models than elsewhere.
-        base: the base's tensor, kept apart from the sources; None where the method has no base.
-        parameters: every parameter of the method by its name in a configuration, resolved for this
-            tensor; per-model ones are tuples of n. Many tensors may share one mapping.
-        statistics: one a source, for methods that ask for them; None where there are none.
-        union: how rows of different vocabularies come together; None where rows are alike.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    method: str
-    sources: tuple[Source, ...]
-    base: Source | None
-    parameters: Mapping[str, Any]
-    statistics: tuple[Source | None, ...] = ()
-    union: "RowUnion | None" = None
-
-    @property
-    def numel(self) -> int:
-        """Elements of the output tensor."""
-        return math.prod(self.shape)
-
-    @property
-    def copied(self) -> bool:
-        """Whether it is no weight (a mask, position ids) and is taken from the first source."""
-        return self.dtype not in FLOATING
+__all__ = ["FLOATING", "MergePlan", "Source", "TensorPlan", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +40,7 @@ class MergePlan:
         tensors: every output tensor, in the order of writing.
         config: what was asked.
         output_config: what the output's `config.json` shall hold.
-        tokenizer: the united vocabulary to write beside; None: the template's files as they are.
+        tokenizer: the output's tokens, and the files to write beside the weights.
         notes: what the user may want to know, a sentence each.
     """
 
@@ -97,7 +50,7 @@ class MergePlan:
     tensors: tuple[TensorPlan, ...]
     config: MergeConfig
     output_config: Mapping[str, Any]
-    tokenizer: Any = None
+    tokenizer: Vocabulary | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -149,26 +102,12 @@ class MergePlan:
 
     def describe(self) -> dict[str, Any]:
         """The whole plan as plain data: every output tensor and where it comes from."""
-        return {
-            "method": self.method,
-            "models": [model.name for model in self.models],
-            "base": self.base.name if self.base else None,
-            "bytes_to_read": self.bytes_to_read,
-            "bytes_to_write": self.bytes_to_write,
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    "sources": [source.name for source in tensor.sources],
-                    "parameters": dict(tensor.parameters),
-                }
-                for tensor in self.tensors
-            ],
-        }
+        return describe(self)
 
     def checked_parameters(self, weights: Sequence[float]) -> dict[str, Any]:
-        """The configuration's parameters with other weights, one a model.
+        """The parameters of all tensors with other weights, one a model.
+
+        For plans whose parameters don't vary from tensor to tensor.
 
         Raises:
             MergeError: their number is wrong, or the method cannot use them (a sum of 0, say).
@@ -176,7 +115,7 @@ class MergePlan:
         shared = tuple(map(float, weights))
         if len(shared) != len(self.models):
             raise MergeError(f"{len(shared)} weights for {len(self.models)} models")
-        parameters = {**self.config.values(), "weight": shared}
+        parameters = {**self.tensors[0].parameters, "weight": shared}
         trouble = METHODS[self.method].check(parameters)
         if trouble:
             raise MergeError(f"parameters: {trouble}")
@@ -187,13 +126,50 @@ def make_plan(config: MergeConfig) -> MergePlan:
     """Open every checkpoint that the configuration names and resolve every tensor.
 
     Raises:
-        CheckpointError: a checkpoint cannot be opened.
+        CheckpointError: a checkpoint cannot be opened; all that cannot are told.
         NotMergeable: vocabularies or tensor names differ.
         ShapeMismatch: the same tensor has different shapes.
+        MergeError: several of these.
     """
-    models = tuple(_open(entry.model, config.root) for entry in config.models)
-    base = _open(config.base_model, config.root) if config.base_model else None
-    return plan_of(config, models, base)
+    opened: dict[str, Checkpoint] = {}
+    problems: list[InputError] = []
+    for reference in (*config.references, *config.statistics):
+        try:
+            opened[same_model(reference)] = _open(reference, config.root)
+        except InputError as error:
+            problems.append(error)
+    if problems:
+        raise together(problems)
+    return _plan(config, opened)
+
+
+def plan_of(
+    config: MergeConfig, models: tuple[Checkpoint, ...], base: Checkpoint | None
+) -> MergePlan:
+    """The plan for checkpoints that are open already: those of `config.models`, and the base."""
+    opened = {} if base is None or not config.base_model else {same_model(config.base_model): base}
+    for entry, model in zip(config.models, models, strict=True):
+        opened[same_model(entry.model)] = model
+    for reference in config.statistics:
+        opened[same_model(reference)] = _open(reference, config.root)
+    return _plan(config, opened)
+
+
+def _plan(config: MergeConfig, opened: Mapping[str, Checkpoint]) -> MergePlan:
+    draft = Draft(config, opened)
+    tensors = draft.tensors()
+    if draft.problems:
+        raise together(draft.problems)
+    return MergePlan(
+        draft.models,
+        draft.base,
+        draft.statistics,
+        tensors,
+        config,
+        draft.output_config(tensors),
+        draft.vocabulary,
+        draft.notes(tensors),
+    )
 
 
 def _open(reference: str, root: Path) -> Checkpoint:
@@ -201,96 +177,3 @@ def _open(reference: str, root: Path) -> Checkpoint:
     here = Path(reference.split("+")[0])
     beside = (root / here).exists()
     return open_checkpoint(reference, root=root if beside or not here.exists() else None)
-
-
-def plan_of(
-    config: MergeConfig, models: tuple[Checkpoint, ...], base: Checkpoint | None
-) -> MergePlan:
-    """The plan for checkpoints that are open already."""
-    template = base or models[0]
-    for other in models:
-        if other is not template:
-            _check_vocabulary(other, template)
-    values = config.values()
-    method = config.method
-    tensors = tuple(
-        _tensor_plan(name, template, models, base, config.dtype, values, method)
-        for name in template.tensors
-    )
-    _refuse_extra_tensors(models, tensors, template)
-    return MergePlan(models, base, (), tensors, config, dict(template.config))
-
-
-def _check_vocabulary(model: Checkpoint, template: Checkpoint) -> None:
-    difference = same_vocabulary(model, template)
-    if difference is not None:
-        raise NotMergeable(
-            f"{model.name} and {template.name} have different vocabularies: {difference}. Rows of "
-            "their embeddings stand for different tokens, so merging them garbles both."
-        )
-
-
-def _tensor_plan(
-    name: str,
-    template: Checkpoint,
-    models: tuple[Checkpoint, ...],
-    base: Checkpoint | None,
-    dtype: str | None,
-    values: Mapping[str, Any],
-    method: Method,
-) -> TensorPlan:
-    spec = template.tensors[name]
-    if spec.dtype not in FLOATING and place(name).role in ("attention", "mlp", "embedding", "head"):
-        raise UnsupportedCheckpoint(
-            f"{name}: {template.name} stores it as {spec.dtype}, which cannot be averaged. "
-            "Convert the model to BF16 first."
-        )
-    sources = tuple(_source(name, spec.shape, model, template) for model in models)
-    written = dtype if dtype and spec.dtype in FLOATING else spec.dtype
-    return TensorPlan(
-        name,
-        written,
-        spec.shape,
-        method.name,
-        tuple(Source(i, source) for i, source in enumerate(sources)),
-        Source(None, name) if base and method.base == "required" else None,
-        values,
-    )
-
-
-def _source(name: str, shape: tuple[int, ...], model: Checkpoint, template: Checkpoint) -> str:
-    source = name
-    if name not in model.tensors:
-        embedding = _embedding(model) if place(name).role == "head" and model.tied else None
-        if embedding is None:
-            raise NotMergeable(
-                f"{name}: {template.name} has it, {model.name} lacks it. "
-                "Only models of one architecture can be merged."
-            )
-        source = embedding
-    found = model.tensors[source].shape
-    if found != shape:
-        raise ShapeMismatch(
-            f"{name}: {model.name} has {list(found)}, {template.name} has {list(shape)}. "
-            "Only tensors of one shape can be merged; leave this model out."
-        )
-    return source
-
-
-def _embedding(model: Checkpoint) -> str | None:
-    names = [name for name in model.tensors if place(name).role == "embedding"]
-    return names[0] if len(names) == 1 else None
-
-
-def _refuse_extra_tensors(
-    models: tuple[Checkpoint, ...], tensors: tuple[TensorPlan, ...], template: Checkpoint
-) -> None:
-    planned = {tensor.name for tensor in tensors}
-    for model in models:
-        for name in model.tensors:
-            if name in planned or (place(name).role == "head" and model.tied):
-                continue
-            raise NotMergeable(
-                f"{name}: {model.name} has it, {template.name} lacks it; merging would lose it. "
-                "Only models of one architecture can be merged."
-            )

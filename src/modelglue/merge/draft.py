@@ -1,0 +1,250 @@
+"""A plan in the making: the models in their places, and every output tensor matched."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import InputError
+from modelglue.merge.config import MergeConfig, ModelEntry, same_model
+from modelglue.merge.heads import Heads
+from modelglue.merge.inputs import arrange
+from modelglue.merge.match import Group, Matcher
+from modelglue.merge.output_config import Origin, output_config
+from modelglue.merge.slices import (
+    Layers,
+    Row,
+    Slice,
+    Stacked,
+    covered,
+    depth_of,
+    parts_of,
+    stacked,
+    whole,
+)
+from modelglue.merge.tensor_plan import TensorPlan
+from modelglue.merge.values import Resolver, filters
+from modelglue.merge.vocabulary import Vocabulary, unite, vocabulary_tensors
+
+
+class Draft:
+    """Everything of a plan, made piece by piece; `problems` has all that is wrong with it.
+
+    Args:
+        config: what was asked.
+        opened: every checkpoint that it names, by `same_model` of its reference.
+    """
+
+    def __init__(self, config: MergeConfig, opened: Mapping[str, Checkpoint]) -> None:
+        self.problems: list[InputError] = []
+        self._config = config
+        self._method = config.method
+        self._inputs = {
+            name: [arrange(config.method, group, config.base_model) for group in part.groups]
+            for name, part in config.parts.items()
+        }
+        self._base = same_model(config.base_model) if config.base_model else None
+        listed: dict[str, str] = {}
+        for entry in self._entries():
+            listed.setdefault(same_model(entry.model), entry.model)
+        self._references = tuple(listed.values())
+        self._index = {name: i for i, name in enumerate(listed)}
+        self._layers: dict[tuple[int, str], Layers] = {}
+        self.models = tuple(opened[name] for name in listed)
+        self.base = opened[self._base] if self._base else None
+        self._statistics = {path: opened[same_model(path)] for path in config.statistics}
+        self.statistics = tuple(self._statistics.values())
+        self.template = self.base or self.models[0]
+        read = (*self.models, self.base) if self._reads_base and self.base else self.models
+        self._read: tuple[Checkpoint, ...] = read
+        self._heads = Heads(read, self.template)
+
+    def _entries(self) -> Iterator[ModelEntry]:
+        """Everything that is read but the merge's base, where it is kept apart."""
+        for inputs in (inputs for part in self._inputs.values() for inputs in part):
+            yield from inputs.models
+            # A slice's own base lies among the models.
+            if inputs.base and same_model(inputs.base.model) != self._base:
+                yield inputs.base
+
+    @property
+    def _reads_base(self) -> bool:
+        return any(inputs.base for part in self._inputs.values() for inputs in part)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The output's tokens; None if it cannot be said what they are, which is then a problem."""
+        try:
+            return unite(
+                self._config.tokenizer,
+                self.models,
+                self.base,
+                references=self._references,
+                base_reference=self._config.base_model,
+                root=self._config.root,
+            )
+        except InputError as error:
+            self.problems.append(error)
+            return None
+
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """Every output tensor."""
+        matcher = Matcher(
+            self._method,
+            self.models,
+            self.base,
+            self._statistics,
+            template=self.template,
+            dtype=self._config.out_dtype or self._config.dtype,
+            heads=self._heads,
+            vocabulary=self.vocabulary,
+            token_tensors=frozenset().union(*map(vocabulary_tensors, self._read)),
+            problems=self.problems,
+        )
+        found: list[TensorPlan | None] = []
+        for name in self._config.parts:
+            groups = self._groups(name)
+            rows = self._rows(name, groups)
+            found += [matcher.match(row, groups[row.group]) for row in rows]
+            for model, lost in self._lost(name, rows, groups):
+                matcher.extra(model, lost)
+        return tuple(tensor for tensor in found if tensor is not None)
+
+    def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
+        """The `config.json` to write."""
+        config: Mapping[str, Any] = self.template.config
+        return output_config(
+            config if self.vocabulary is None else self.vocabulary.config(config),
+            dtypes={tensor.dtype for tensor in tensors if not tensor.copied},
+            tied=self._heads.tied,
+            layers=list(self._origins()),
+        )
+
+    def notes(self, tensors: Sequence[TensorPlan]) -> tuple[str, ...]:
+        """What is allowed but may not be meant."""
+        levels = [self._config.parameters, *(entry.parameters for entry in self._entries())]
+        for part in self._config.parts.values():
+            levels += [part.parameters, *(group.parameters for group in part.groups)]
+        wanted = dict.fromkeys(text for level in levels for text in filters(level))
+        found = [
+            f"the filter {text!r} is in no tensor's name"
+            for text in wanted
+            if not any(text in tensor.name for tensor in tensors)
+        ]
+        if self._method.base == "none" and self._base and self._base not in self._index:
+            found.append(
+                f"{self._config.base_model} is not merged: {self._method.name} has no use for a "
+                "base, which lends its configuration and tokenizer"
+            )
+        return tuple(found)
+
+    def _groups(self, name: str) -> list[Group]:
+        part = self._config.parts[name]
+        found = []
+        for group, inputs in zip(part.groups, self._inputs[name], strict=True):
+            levels = [group.parameters, part.parameters, self._config.parameters]
+            own = [entry.parameters for entry in inputs.models]
+            columns = [self._index[same_model(entry.model)] for entry in inputs.models]
+            base: tuple[int | None] | None = None
+            if inputs.base:
+                base = (self._place(inputs.base),)
+            found.append(Group(tuple(columns), base, Resolver(self._method, levels, own)))
+        return found
+
+    def _rows(self, name: str, groups: Sequence[Group]) -> list[Row]:
+        part = self._config.parts[name]
+        if part.slices:
+            rows = list(stacked(self._slices(name), self.problems.append))
+        else:
+            layers = self._layers_of(self.template, name)
+            group = groups[0]
+            graded = not group.resolver.constant
+            rows = list(whole(layers, len(group.models), base=bool(group.base), graded=graded))
+        heads = self._heads
+        kept = [row for row in rows if heads.written or row.name not in heads.names]
+        if heads.written and rows and not any(row.name in heads.names for row in rows):
+            last = groups[-1]
+            kept += [
+                Row(
+                    head,
+                    (head,) * len(last.models),
+                    head if last.base else None,
+                    0.0,
+                    len(groups) - 1,
+                )
+                for head in heads.names
+                if head in self._names(self.models[last.models[0]], name)
+            ]
+        return kept
+
+    def _lost(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Group]
+    ) -> Iterator[tuple[Checkpoint, list[str]]]:
+        """What the models of a part have that the output would not."""
+        used: list[list[set[str]]] = [[set() for _ in group.columns] for group in groups]
+        for row in rows:
+            for column, tensor in zip(used[row.group], (*row.names, row.base), strict=False):
+                column.add(tensor or "")
+        slices = self._slices(name) if self._config.parts[name].slices else []
+        for i, (group, columns) in enumerate(zip(groups, used, strict=True)):
+            for j, index in enumerate(group.columns):
+                model = self.base if index is None else self.models[index]
+                if model is None:
+                    continue
+                has: Iterable[str] = self._names(model, name)
+                if slices:
+                    first, last = i == 0, i == len(slices) - 1
+                    taken = slices[i].columns[j]
+                    has = covered(taken, slices[i].count, first=first, last=last)
+                lost = [t for t in has if t not in columns[j] and t not in self._heads.names]
+                if lost:
+                    yield model, lost
+
+    def _slices(self, name: str) -> list[Slice]:
+        return [
+            Slice(
+                [self._stacked(entry, name) for entry in inputs.models],
+                self._stacked(inputs.base, name) if inputs.base else None,
+                _count(inputs.models[0]),
+            )
+            for inputs in self._inputs[name]
+        ]
+
+    def _stacked(self, entry: ModelEntry, name: str) -> Stacked:
+        model = self._checkpoint(entry)
+        first = entry.layer_range[0] if entry.layer_range else 0
+        return Stacked(entry.model, self._layers_of(model, name), first)
+
+    def _origins(self) -> Iterator[Origin]:
+        """Which layer of which model each layer of the output has its configuration from."""
+        for name, part in self._config.parts.items():
+            for inputs in self._inputs[name] if part.slices else []:
+                entry = inputs.models[0]
+                for layer in range(*(entry.layer_range or (0, 0))):
+                    yield self._checkpoint(entry).config, layer
+
+    def _place(self, entry: ModelEntry) -> int | None:
+        """Which of the models it is; None for the merge's base, where that is none of them."""
+        return self._index.get(same_model(entry.model))
+
+    def _checkpoint(self, entry: ModelEntry) -> Checkpoint:
+        index = self._place(entry)
+        model = self.base if index is None else self.models[index]
+        if model is None:
+            raise ValueError(f"{entry.model} was not opened")
+        return model
+
+    def _layers_of(self, model: Checkpoint, name: str) -> Layers:
+        key = (id(model), name)
+        if key not in self._layers:
+            self._layers[key] = Layers(self._names(model, name), depth_of(model.config))
+        return self._layers[key]
+
+    def _names(self, model: Checkpoint, name: str) -> Sequence[str]:
+        if not self._config.modules:
+            return list(model.tensors)
+        return parts_of(model.tensors, list(self._config.modules))[name]
+
+
+def _count(entry: ModelEntry) -> int:
+    return entry.layer_range[1] - entry.layer_range[0] if entry.layer_range else 0
