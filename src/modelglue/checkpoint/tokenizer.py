@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -10,14 +11,31 @@ from typing import Any
 
 from modelglue.checkpoint.files import parse_json_object, read_json_object, read_small
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.sentencepiece import pieces
 from modelglue.errors import CheckpointNotFound, CorruptCheckpoint
 
 # In the order of preference; the first that a folder has is read.
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What a tokenizer knows.
+
+    Attributes:
+        ids: token → id, added tokens included.
+        added: the added tokens, as tokenizer.json lists them (`id`, `content`, `special`, …), by
+            their content.
+        ordinary: the number of tokens in the model's own table.
+    """
+
+    ids: Mapping[str, int]
+    added: Mapping[str, Mapping[str, Any]]
+    ordinary: int
+
+
 def vocabulary(model: Checkpoint | str | Path) -> Mapping[str, int]:
-    """Token → id, with added tokens, from tokenizer.json, vocab.json or vocab.txt.
+    """Token → id, with added tokens, from whichever file a model has of those in `_FILES`.
 
     Args:
         model: a checkpoint or its folder.
@@ -26,13 +44,28 @@ def vocabulary(model: Checkpoint | str | Path) -> Mapping[str, int]:
         CheckpointNotFound: there is no such file.
         CorruptCheckpoint: it is not what its name says.
     """
-    path = _file(model)
-    if path is None or path.name == "tokenizer.model":
-        raise CheckpointNotFound(
-            f"{_folders(model)[0]}: there is no tokenizer.json, vocab.json or vocab.txt."
-        )
+    return tokens_of(model).ids
+
+
+def tokens_of(model: Checkpoint | str | Path) -> Tokens:
+    """The vocabulary, and which tokens of it were added.
+
+    Raises:
+        CheckpointNotFound: there is no such file.
+        CorruptCheckpoint: it is not what its name says.
+    """
+    path = tokenizer_file(model)
+    if path is None:
+        known = f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
+        raise CheckpointNotFound(f"{folders_of(model)[0]}: there is no {known}.")
     status = path.stat()
     return _parsed(path, status.st_mtime_ns, status.st_size)
+
+
+def tokenizer_file(model: Checkpoint | str | Path) -> Path | None:
+    """The file that the vocabulary is read from, if there is one."""
+    paths = (folder / name for folder in folders_of(model) for name in _FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def same_vocabulary(a: Checkpoint | str | Path, b: Checkpoint | str | Path) -> str | None:
@@ -40,14 +73,12 @@ def same_vocabulary(a: Checkpoint | str | Path, b: Checkpoint | str | Path) -> s
 
     None as well when one of them brings no vocabulary to compare.
     """
-    first, second = _file(a), _file(b)
+    first, second = tokenizer_file(a), tokenizer_file(b)
     if first is None or second is None:
         return None
     # Most models of a family share the file to the byte.
     if first.name == second.name and read_small(first) == read_small(second):
         return None
-    if "tokenizer.model" in (first.name, second.name):
-        return None if first.name != second.name else "their tokenizer.model files differ"
     one, two = vocabulary(a), vocabulary(b)
     if one == two:
         return None
@@ -62,45 +93,58 @@ def same_vocabulary(a: Checkpoint | str | Path, b: Checkpoint | str | Path) -> s
     )
 
 
-def _folders(model: Checkpoint | str | Path) -> tuple[Path, ...]:
+def folders_of(model: Checkpoint | str | Path) -> tuple[Path, ...]:
+    """Where a model's tokenizer files are looked for, in this order."""
     return model.folders if isinstance(model, Checkpoint) else (Path(model),)
 
 
-def _file(model: Checkpoint | str | Path) -> Path | None:
-    paths = (folder / name for folder in _folders(model) for name in _FILES)
-    return next((path for path in paths if path.is_file()), None)
-
-
 @lru_cache(maxsize=32)
-def _parsed(path: Path, _mtime: int, _size: int) -> Mapping[str, int]:
+def _parsed(path: Path, _mtime: int, _size: int) -> Tokens:
     if path.name == "tokenizer.json":
-        found = _from_tokenizer_json(read_json_object(path), path)
-    elif path.name == "vocab.json":
-        found = read_json_object(path)
-        added = path.with_name("added_tokens.json")
-        if added.is_file():
-            found |= parse_json_object(read_small(added), added, what="the file")
+        table, added = _from_tokenizer_json(read_json_object(path), path)
     else:
-        try:
-            lines = read_small(path).decode("utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise CorruptCheckpoint(f"{path} is not UTF-8. Fetch it again.") from None
-        found = {token: index for index, token in enumerate(lines)}
-    if not all(type(index) is int for index in found.values()):
+        table, added = _table(path), _added_beside(path)
+    ids = table | {token: entry["id"] for token, entry in added.items()}
+    if not all(type(index) is int for index in ids.values()):
         raise CorruptCheckpoint(f"{path}: a token's number is no integer. Fetch the file again.")
-    return MappingProxyType(found)
+    return Tokens(MappingProxyType(ids), MappingProxyType(added), len(table))
 
 
-def _from_tokenizer_json(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _table(path: Path) -> dict[str, Any]:
+    if path.name == "vocab.json":
+        return read_json_object(path)
+    try:
+        if path.name == "vocab.txt":
+            listed = read_small(path).decode("utf-8").splitlines()
+        else:
+            listed = pieces(read_small(path))
+    except ValueError as error:
+        raise CorruptCheckpoint(f"{path} cannot be read: {error}. Fetch it again.") from None
+    return {token: index for index, token in enumerate(listed)}
+
+
+def _added_beside(path: Path) -> dict[str, dict[str, Any]]:
+    extra = path.with_name("added_tokens.json")
+    if not extra.is_file():
+        return {}
+    found = parse_json_object(read_small(extra), extra, what="the file")
+    return {token: {"id": index, "content": token} for token, index in found.items()}
+
+
+def _from_tokenizer_json(
+    content: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The model's own table, and the added tokens by their content."""
     try:
         listed = content["model"]["vocab"]
         if isinstance(listed, dict):
-            found = dict(listed)
+            table = dict(listed)
         else:  # Unigram: [token, score] in the order of their numbers
-            found = {token: index for index, (token, _) in enumerate(listed)}
-        found |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+            table = {token: index for index, (token, _) in enumerate(listed)}
+        entries = sorted(content.get("added_tokens") or [], key=lambda entry: entry["id"])
+        added = {entry["content"]: dict(entry) for entry in entries}
     except (KeyError, TypeError, ValueError):
         raise CorruptCheckpoint(
             f"{path}: no vocabulary is in it where one should be. Fetch the file again."
         ) from None
-    return found
+    return table, added

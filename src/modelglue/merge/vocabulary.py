@@ -1,28 +1,76 @@
-"""Models whose vocabularies differ, united token by token."""
+"""Models whose vocabularies differ, united token by token.
 
+Every output row is a token of the output's tokenizer; each model's row for it is found by the
+token's text, not by its number. A model that lacks a token is lent a row (as Goddard et al., 2024,
+arXiv 2403.13257): the base's if the base has the token, else the mean of the models that have it,
+or what the configuration says for that token. So a token that only one fine-tune has comes out of
+a merge as that model's row.
+
+Without a word about tokenizers in the configuration:
+
+- The same tokens everywhere: rows stay what they are. Embeddings that are padded to different
+  lengths are cut or filled up to the length of the template (the base, else the first model).
+- Vocabularies that differ by added tokens alone become their union, on the template's tokenizer.
+- Anything else is refused.
+"""
+
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from modelglue.checkpoint.chat_templates import find_template, template_problem, with_template
+from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.merge.rows import RowUnion
+from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file
+from modelglue.checkpoint.tokenizer_files import edited, other_files, tokenizer_files
+from modelglue.errors import ConfigError
+from modelglue.merge.lending import BASE, Asked, Stored, asked_of, row_union
+from modelglue.merge.rows import Indices, RowUnion
+from modelglue.merge.special_ids import followed, roles_of
 from modelglue.merge.tokenizer_config import TokenizerConfig
+from modelglue.merge.tokens import (
+    OutputTokens,
+    moved,
+    output_tokens,
+    parties_of,
+    rows_of,
+    sizes,
+    stored_rows,
+)
+from modelglue.merge.vocabulary_report import padding_report, united_report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The output's tokens, and where the rows of every tensor that has one a token come from.
 
     Attributes:
-        report: what was united and how, as plain data, for the model card and `--dry-run`.
+        template: gives the output its configuration.
+        size: rows of the output's embedding; None: those that the template stores.
+        filled: from this row on there is padding, filled with a mean.
+        report: what was united and how, as plain data; empty where there was nothing to do.
     """
 
-    report: Mapping[str, Any]
+    template: Checkpoint
+    size: int | None = None
+    filled: int | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    _tokens: OutputTokens | None = None
+    _numbers: Mapping[int, Indices] = field(default_factory=dict)  # by model, BASE for the base
+    _base: int | None = None
+    _asked: tuple[Asked, ...] = ()
+    _ids: Mapping[int, int | None] = field(default_factory=dict)
+    _roles: Mapping[str, int] = field(default_factory=dict)
+    _chat_template: str | None = None
 
     def rows(self, name: str, stored: int) -> int:
-        """Rows of the output tensor that the template calls `name` and stores `stored` rows of."""
-        raise NotImplementedError
+        """Rows of the output tensor `name` where the template stores `stored`."""
+        return stored if self.size is None else self.size
 
     def union(
         self, models: Sequence[int], stored: Sequence[int], base_stored: int | None, rows: int
@@ -32,28 +80,73 @@ class Vocabulary:
         Args:
             models: its sources, as indices into the merge's models.
             stored: the rows that each of them stores.
-            base_stored: the rows that the base stores; None where the method doesn't read it.
-            rows: of the output.
+            base_stored: the rows that the base stores; None where the method doesn't read it
+                apart from the models. Then it cannot lend either.
+            rows: of the output, as `rows` says.
+
+        Raises:
+            NotMergeable: the configuration wants a row that the lender doesn't have.
         """
-        raise NotImplementedError
+        sources = [
+            self._source(model, count, rows) for model, count in zip(models, stored, strict=True)
+        ]
+        if base_stored is not None:
+            sources.append(self._source(BASE, base_stored, rows))
+        filled = rows if self.filled is None else self.filled
+        return row_union(sources, base=self._base, asked=self._asked, filled=filled)
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A `config.json` of the template with the output's vocabulary size and special ids."""
-        raise NotImplementedError
+        """The template's `config.json` with the output's vocabulary size and special ids."""
+        found = followed(config, self._ids, self._roles)
+        if self.size is None:
+            return found
+        nested = found.get("text_config")
+        holders = [part for part in (found, nested) if isinstance(part, dict)]
+        named = [part for part in holders if "vocab_size" in part] or holders[-1:]
+        for part in named:
+            part["vocab_size"] = self.size
+            if "vocab_size_per_layer_input" in part:
+                part["vocab_size_per_layer_input"] = self.size
+        return found
 
-    def files(self, *, code: bool = False) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         """All that belongs beside the weights: tokenizer, chat template, generation settings.
 
-        Args:
-            code: also the template's Python files. Pass the result to `CheckpointWriter.commit`
-                as `extra`, and no `files_from`: stale files of the template would come with it.
+        For `CheckpointWriter.commit` as `extra`, without `files_from`: that would copy files of the
+        template's tokenizer that no longer hold.
         """
-        raise NotImplementedError
+        found = other_files(self.template, code="auto_map" in self.template.config)
+        if self._ids and "generation_config.json" in found:
+            settings = json.loads(found["generation_config.json"])
+            changed = followed(settings, self._ids, self._roles)
+            found["generation_config.json"] = (json.dumps(changed, indent=2) + "\n").encode()
+        tokens = self._tokens
+        tokenizer = tokenizer_files(tokens.tokenizer if tokens else self.template)
+        if tokens and (tokens.add or tokens.drop):
+            tokenizer = edited(tokenizer, add=tokens.add, drop=tokens.drop)
+        if self._chat_template is not None:
+            tokenizer = with_template(tokenizer, self._chat_template)
+        return {**found, **tokenizer}
+
+    def _source(self, model: int, stored: int, rows: int) -> Stored:
+        own = np.arange(rows) if self._tokens is None else self._numbers[model].copy()
+        own[own >= stored] = -1
+        return Stored(model, own, stored)
 
 
 def vocabulary_tensors(model: Checkpoint) -> frozenset[str]:
     """The names of the tensors that have one row a token: embedding, head, the head's bias."""
-    raise NotImplementedError
+    head, embedding = head_and_embedding(model.tensors)
+    count = stored_rows(model)
+    found = {name for name in (head, embedding) if name is not None}
+    for name, spec in model.tensors.items():
+        kind = place(name)
+        if name.endswith("embed_tokens_per_layer.weight") or (
+            spec.shape[:1] == (count,)
+            and (kind.role == "head" or name.endswith((".embed_tokens.weight", "head.weight")))
+        ):
+            found.add(name)
+    return frozenset(found)
 
 
 def unite(
@@ -70,13 +163,80 @@ def unite(
     Args:
         config: what was asked for; None for nothing.
         models: to be merged.
-        base: the base, if one is named, whether or not the method reads it.
+        base: the base, if one is named, whether or not the method reads it; where the method takes
+            it for one of the models, the same object as that.
         references: what the configuration calls each model; by default their names.
         base_reference: what it calls the base.
         root: what a path in `config.source` is relative to.
 
     Raises:
+        ConfigError: no such chat template.
         NotMergeable: the vocabularies differ in a way that needs a decision; the message says
             which.
     """
-    raise NotImplementedError
+    config = config or TokenizerConfig()
+    template = base or models[0]
+    everyone = {model: model.name for model in (template, *models)}
+    everyone |= dict(zip(models, references, strict=False))
+    if base is not None and base_reference is not None:
+        everyone[base] = base_reference
+    chat = _chat_template(config, list(everyone))
+    if config.source is None and _all_alike(list(everyone)):
+        rows = stored_rows(template)
+        stored = dict(zip(_names(everyone), map(stored_rows, everyone), strict=True))
+        report = padding_report(stored, rows) if rows else {}
+        return Vocabulary(template, report=report, _base=_index(base, models), _chat_template=chat)
+    parties = parties_of(everyone)
+    tokens = output_tokens(config, parties, root)
+    size, filled = sizes(config, tokens, template)
+    numbers = {model: rows_of(party, tokens, size, filled) for model, party in parties.items()}
+    places = {model: index for index, model in enumerate(models)}
+    places |= {base: BASE} if base is not None and base not in places else {}
+    asked = asked_of(config, tokens, parties, places)
+    ids = moved(tokens, parties[template])
+    return Vocabulary(
+        template,
+        size,
+        filled,
+        united_report(
+            tokens,
+            dict(zip(_names(everyone), numbers.values(), strict=True)),
+            asked,
+            source=config.source or "union",
+            base=_names(everyone)[0] if base else None,
+            rows=size,
+            filled=filled,
+        ),
+        tokens,
+        {places[model]: own for model, own in numbers.items()}
+        | ({} if base is None else {BASE: numbers[base]}),
+        _index(base, models),
+        asked,
+        ids,
+        roles_of(tokens.tokenizer, tokens.ids) if ids else {},
+        chat,
+    )
+
+
+def _names(models: Mapping[Checkpoint, str]) -> list[str]:
+    """What to call the models: their names, or their references where two have the same."""
+    counts = Counter(model.name for model in models)
+    return [model.name if counts[model.name] == 1 else name for model, name in models.items()]
+
+
+def _index(base: Checkpoint | None, models: Sequence[Checkpoint]) -> int | None:
+    return next((index for index, model in enumerate(models) if model is base), None)
+
+
+def _all_alike(models: Sequence[Checkpoint]) -> bool:
+    first = next((model for model in models if tokenizer_file(model) is not None), None)
+    return first is None or all(same_vocabulary(model, first) is None for model in models)
+
+
+def _chat_template(config: TokenizerConfig, models: Sequence[Checkpoint]) -> str | None:
+    if config.chat_template is None:
+        return None
+    problem = template_problem(config.chat_template)
+    if problem is not None:
+        raise ConfigError(f"chat_template: {problem}")
+    return find_template(config.chat_template, models)

@@ -1,0 +1,119 @@
+"""What became of the rows where vocabularies were united: plain data, and sentences from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modelglue.merge.lending import Asked
+from modelglue.merge.rows import Indices
+from modelglue.merge.tokens import OutputTokens
+
+_EXAMPLES = 10
+
+
+def united_report(
+    tokens: OutputTokens,
+    numbers: Mapping[str, Indices],
+    asked: Sequence[Asked],
+    *,
+    source: str,
+    base: str | None,
+    rows: int,
+    filled: int,
+) -> dict[str, Any]:
+    """Which rows came from where.
+
+    Args:
+        tokens: of the output.
+        numbers: by model, output row → its row, −1 where it has none.
+        asked: what the configuration says about single tokens.
+        source: where the tokens are from.
+        base: which of the models is the base.
+        rows: of the output's embedding.
+        filled: from this row on a mean stands.
+
+    Returns:
+        `tokens` and `rows`; `added` to the tokenizer and `left_out` of it; how many tokens all
+        models have (`shared`); `partial`, those that only some have, by who does; how many rows
+        were `lent` by whom; `asked`, tokens with a source of their own; `padding`, rows that are no
+        token's.
+    """
+    named = np.zeros(rows, bool)
+    named[list(tokens.ids.values())] = True
+    text = {row: token for token, row in tokens.ids.items()}
+    has = np.stack([own >= 0 for own in numbers.values()])  # [models, rows]
+    holders = has.sum(axis=0)
+    lacked = named & ~has.all(axis=0)
+    by_base = has[list(numbers).index(base)] if base is not None else np.zeros(rows, bool)
+    patterns, group = np.unique(has[:, lacked], axis=1, return_inverse=True)
+    partial = []
+    for at, pattern in enumerate(patterns.T):
+        members = np.flatnonzero(lacked)[group.reshape(-1) == at].tolist()
+        partial.append(
+            {
+                "models": [name for name, one in zip(numbers, pattern, strict=True) if one],
+                "tokens": len(members),
+                "examples": [text[row] for row in members[:_EXAMPLES]],
+            }
+        )
+    added = [entry["content"] for entry in tokens.add]
+    return {
+        "source": source,
+        "tokens": int(named.sum()),
+        "rows": rows,
+        "added": {"tokens": len(added), "examples": added[:_EXAMPLES]},
+        "left_out": sorted(tokens.drop),
+        "shared": int((named & has.all(axis=0)).sum()),
+        "partial": sorted(partial, key=lambda one: -one["tokens"]),
+        "lent": {
+            "by the base": int((lacked & by_base).sum()),
+            "by one model": int((lacked & ~by_base & (holders == 1)).sum()),
+            "as a mean": int((lacked & ~by_base & (holders > 1)).sum()),
+            "as zeros": int((lacked & (holders == 0)).sum()),
+        },
+        "asked": [one.token for one in asked if one.lender is not None or one.force],
+        "padding": int(rows - named.sum()),
+        "mean_from_row": filled if filled < rows else None,
+    }
+
+
+def padding_report(stored: Mapping[str, int | None], rows: int) -> dict[str, Any]:
+    """The same for vocabularies that are alike; empty where the embeddings are, too."""
+    if set(stored.values()) <= {rows}:
+        return {}
+    return {"source": "all alike", "rows": rows, "stored": dict(stored)}
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """The report in words, for the model card and the terminal."""
+    if "stored" in report:
+        lengths = ", ".join(f"{name} {rows}" for name, rows in report["stored"].items())
+        return [
+            f"The embeddings differ in padding ({lengths} rows): they were cut or filled up to "
+            f"{report['rows']} rows."
+        ]
+    if not report:
+        return []
+    said = [
+        f"The vocabulary has {report['tokens']} tokens in {report['rows']} rows; "
+        f"{report['shared']} tokens are in all models."
+    ]
+    for one in report["partial"]:
+        who = " and ".join(one["models"]) or "no model"
+        said.append(f"{one['tokens']} tokens are in {who} alone: {_listed(one)}.")
+    lent = [f"{count} {how}" for how, count in report["lent"].items() if count]
+    if lent:
+        said.append(f"Rows that a model lacks were lent: {', '.join(lent)}.")
+    if report["added"]["tokens"]:
+        added = report["added"]
+        said.append(f"{added['tokens']} tokens were added to the tokenizer: {_listed(added)}.")
+    if report["left_out"]:
+        names = ", ".join(map(repr, report["left_out"]))
+        said.append(f"The tokenizer lost tokens for which the embedding has no row: {names}.")
+    return said
+
+
+def _listed(some: Mapping[str, Any]) -> str:
+    more = some["tokens"] - len(some["examples"])
+    return ", ".join(map(repr, some["examples"])) + (f" and {more} more" if more else "")
