@@ -1,0 +1,126 @@
+"""Merging: merge, the methods, and the statistics that some of them need."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from modelglue.cli.app import Device, Json, app, print_json
+from modelglue.errors import OutputExists
+
+
+@app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="A merge configuration in mergekit's YAML.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
+    device: Device = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Write NaN and infinity, and say where.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge checkpoints into a new one, in bounded memory.
+
+    Killed at any moment, the same command goes on where it stopped.
+    """
+    from modelglue.merge.run import as_plan
+    from modelglue.merge.stream import execute
+
+    if out.exists():
+        raise OutputExists(f"{out} is there already; choose another folder")
+    plan = as_plan(config)
+    if dry_run:
+        from modelglue.report.listings import print_plan
+
+        print_json(plan.describe()) if as_json else print_plan(plan.describe())
+        return
+    from modelglue.report.progress import bytes_progress
+
+    with bytes_progress(f"merging into {out}") as progress:
+        merged = execute(
+            plan,
+            out,
+            threads=threads,
+            device=None if device == "cpu" else device,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"path": str(out), "resumed": merged.resumed, "nonfinite": merged.nonfinite})
+        return
+    for note in plan.notes:
+        typer.echo(f"note: {note}", err=True)
+    for tensor, count in merged.nonfinite.items():
+        typer.echo(f"{tensor}: {count:,} entries are NaN or infinite", err=True)
+    if merged.resumed:
+        typer.echo(f"went on after {merged.resumed} finished tensors", err=True)
+    typer.echo(f"{out}: {plan.method} of {', '.join(model.name for model in plan.models)}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its formula.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The merge methods and their parameters."""
+    from modelglue.merge.method import METHODS
+    from modelglue.report.listings import print_method, print_methods
+
+    found = [METHODS[name]] if name else [METHODS[each] for each in METHODS]
+    described = [method.describe() for method in found]
+    if as_json:
+        print_json(described)
+    elif name:
+        print_method(described[0])
+    else:
+        print_methods(described)
+
+
+@app.command()
+def stats(
+    model: Annotated[str, typer.Argument(help="A folder, org/name@revision, or base+adapter.")],
+    text: Annotated[
+        Path, typer.Option(help="Calibration text: .txt, a document a line, or .jsonl.")
+    ],
+    kind: Annotated[
+        Literal["fisher", "gram"], typer.Option(help="For the method fisher, or for regmean.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to make.")],
+    tokens: Annotated[int | None, typer.Option(min=2, help="Where to stop; default: all.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Of a sequence, in tokens.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once, for gram.")] = 8,
+    labels: Annotated[
+        Literal["model", "text"],
+        typer.Option(help="For fisher: drawn from the model, or the text's own tokens."),
+    ] = "model",
+    seed: Annotated[int, typer.Option(help="Of drawn labels.")] = 0,
+    memory: Annotated[float, typer.Option(help="GiB for statistics, beside the model.")] = 4.0,
+    device: Device = None,
+) -> None:
+    """Compute what fisher and regmean need to know of a model, from calibration text.
+
+    Killed at any moment, the same command goes on where it stopped.
+    """
+    from modelglue.calibrate.compute import compute_statistics
+    from modelglue.report.progress import bytes_progress
+
+    with bytes_progress(f"{kind} of {model}") as progress:
+        compute_statistics(
+            model,
+            text,
+            output,
+            kind=kind,
+            labels=labels,
+            seed=seed,
+            tokens=tokens,
+            max_length=max_length,
+            batch_size=batch_size,
+            memory=int(memory * 2**30),
+            device=device or "cpu",
+            progress=progress,
+        )
+    typer.echo(f"{output}: name it as statistics of {model} in a merge configuration")
