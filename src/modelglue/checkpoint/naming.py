@@ -54,10 +54,14 @@ def head_and_embedding(names: Iterable[str]) -> tuple[str | None, str | None]:
     """The names of the language-model head and of the token embedding, where there are any."""
     head = embedding = None
     for name in names:
+        if split_layer(name) is not None:
+            continue
         if head is None and name.endswith(".weight") and place(name).role == "head":
             head = name
         if embedding is None and _TOKENS.search(name):
             embedding = name
+        if head and embedding:
+            break
     return head, embedding
 
 

@@ -178,24 +178,28 @@ class Matcher:
         if not tokens or self._vocabulary is None:
             return like.shape, None
         rows = self._vocabulary.rows(name, like.shape[0])
-        union = self._union(specs, group, rows)
+        try:
+            union = self._union(self._vocabulary, specs, group, rows)
+        except InputError as error:
+            self._problems.append(error)
+            union = None
         return (rows, *like.shape[1:]), union
 
-    def _union(self, specs: Sequence[TensorSpec], group: Group, rows: int) -> RowUnion | None:
-        assert self._vocabulary is not None
+    @staticmethod
+    def _union(
+        vocabulary: Vocabulary, specs: Sequence[TensorSpec], group: Group, rows: int
+    ) -> RowUnion | None:
         n = len(group.models)
         stored = [spec.shape[0] for spec in specs]
         if group.base is None or group.base[0] is None:
             below = stored[n] if group.base else None
-            return self._vocabulary.union(group.models, stored[:n], below, rows)
+            return vocabulary.union(group.models, stored[:n], below, rows)
         # A slice's own base is one of the models to the vocabulary.
-        union = self._vocabulary.union((*group.models, group.base[0]), stored, None, rows)
+        union = vocabulary.union((*group.models, group.base[0]), stored, None, rows)
         if union is not None:
-            self._problems.append(
-                NotMergeable(
-                    "slices: vocabularies differ, and the slice that the embedding comes from has "
-                    "a base_model of its own. Name it as base_model of the whole merge."
-                )
+            raise NotMergeable(
+                "slices: vocabularies differ, and the slice that the embedding comes from has a "
+                "base_model of its own. Name it as base_model of the whole merge."
             )
         return None
 

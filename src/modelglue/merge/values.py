@@ -182,6 +182,9 @@ class Resolver:
         # Name, and a chain of settings for each model (for a parameter of the merge, just one).
         self._varying: list[tuple[Parameter, list[list[Setting]]]] = []
         self._known: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self._seen: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        wanted = (text for level in (*levels, *own) for text in filters(level))
+        self._filters = tuple(dict.fromkeys(wanted))
         for parameter in method.parameters:
             shared = [level[parameter.name] for level in levels if parameter.name in level]
             if parameter.per == "merge":
@@ -210,6 +213,16 @@ class Resolver:
             sources: its name in each model, for those of a model.
             t: how far along the layers it is.
         """
+        if not self._varying:
+            return self._constant
+        names = (name,) if all(source == name for source in sources) else (name, *sources)
+        # All that a tensor's name decides is which filters it has in it.
+        key = (t, *(text in one for one in names for text in self._filters))
+        if key not in self._seen:
+            self._seen[key] = self._resolved(name, sources, t)
+        return self._seen[key]
+
+    def _resolved(self, name: str, sources: Sequence[str], t: float) -> Mapping[str, Any]:
         found = tuple(
             tuple(
                 _first(chain, name if parameter.per == "merge" else source, t, parameter)
