@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from modelglue.calibrate import targets
 from modelglue.calibrate.compute import compute_statistics
 from modelglue.calibrate.fisher import diagonal_fisher, draw
 from modelglue.calibrate.gram import batches, input_grams
@@ -278,6 +279,30 @@ def test_a_weight_that_the_live_model_changed_gets_no_statistic(
         out = Checkpoint.open(compute_statistics(model, TEXTS, tmp_path / kind, kind=kind))
         assert changed not in out.tensors
         assert list(out.config["skipped"].values()) == [[changed]]
+
+
+def test_a_weight_that_is_loaded_with_an_offset_gets_no_statistic(
+    tmp_path: Path, make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its way back gives the stored values, but is no way for statistics to go."""
+    model = make_model(tmp_path / "model", **SMALL)
+    name = "model.layers.0.input_layernorm.weight"  # ones: exact with the offset and without
+    load, back = AutoModelForCausalLM.from_pretrained, targets.revert_weight_conversion
+
+    def load_less_one(*args: object, **keywords: object) -> object:
+        loaded = load(*args, **keywords)
+        with torch.no_grad():
+            loaded[0].get_parameter(name).sub_(1)
+        return loaded
+
+    def back_plus_one(live: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = back(live, tensors)
+        return {n: tensor + 1 if n == name else tensor for n, tensor in found.items()}
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load_less_one)
+    monkeypatch.setattr(targets, "revert_weight_conversion", back_plus_one)
+    out = Checkpoint.open(compute_statistics(model, TEXTS, tmp_path / "out", kind="fisher"))
+    assert list(out.config["skipped"].values()) == [[name]]
 
 
 def test_an_adapter_on_its_base_is_measured_as_one_model(

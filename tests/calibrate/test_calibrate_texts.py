@@ -12,9 +12,9 @@ from modelglue.evaluate.encoding import Encoder
 
 def test_a_text_file_is_a_document_a_line_or_one(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
-    file.write_text("one\n\n  \ntwo two\n")
-    assert read_texts(file) == ["one", "two two"]
-    assert read_texts(file, whole=True) == ["one\n\n  \ntwo two\n"]
+    file.write_bytes("\ufeffone\r\n\n  \ntwo\x0c\u2028two\n".encode())
+    assert read_texts(file) == ["one", "two\x0c\u2028two"]
+    assert read_texts(file, whole=True) == ["one\r\n\n  \ntwo\x0c\u2028two\n"]
 
 
 def test_json_lines_hold_a_document_each(tmp_path: Path) -> None:
@@ -25,10 +25,10 @@ def test_json_lines_hold_a_document_each(tmp_path: Path) -> None:
 
 def test_all_wrong_lines_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
-    file.write_text('{"text": 3}\n{"text": "fine"}\n[1]\n{"text": \n')
+    file.write_text('{"text": 3}\n{"text": "fine"}\n[1]\n{"text": \n{"text": "\\ud800"}\n')
     with pytest.raises(InputError) as wrong:
         read_texts(file)
-    assert all(f"text.jsonl:{line}: " in str(wrong.value) for line in (1, 3, 4))
+    assert all(f"text.jsonl:{line}: " in str(wrong.value) for line in (1, 3, 4, 5))
     assert "text.jsonl:2" not in str(wrong.value)
 
 

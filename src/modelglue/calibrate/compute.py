@@ -83,7 +83,8 @@ def compute_statistics(
         batch_size: sequences at once, for "gram"; "fisher" squares gradients sequence by sequence.
         memory: bytes for statistics, beyond the model. With more of it, fewer passes.
         device: where the model runs.
-        dtype: of the model while it runs; "auto" is the stored one.
+        dtype: of the model while it runs; "auto" is the stored one. Half precision is slow
+            backwards on a CPU.
         progress: told (steps done, steps in all); a step is one forward pass.
 
     Returns:

@@ -28,7 +28,7 @@ def read_texts(path: str | Path, *, whole: bool = False) -> list[str]:
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(f"{path}: calibration text is a .txt or a .jsonl file")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file{_near(path)}") from None
     except UnicodeDecodeError as error:
@@ -38,7 +38,8 @@ def read_texts(path: str | Path, *, whole: bool = False) -> list[str]:
     if path.suffix == ".jsonl":
         documents = _from_json_lines(path, text)
     else:
-        documents = [text] if whole else text.splitlines()
+        # Not splitlines(), which also ends a line at a form feed and at U+2028.
+        documents = [text] if whole else [line.rstrip("\r") for line in text.split("\n")]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise InputError(f"{path}: holds no text")
@@ -90,10 +91,12 @@ def _from_json_lines(path: Path, text: str) -> list[str]:
             problems.append(f"{path}:{number}: is not JSON: {error}")
             continue
         document = record.get("text") if isinstance(record, dict) else None
-        if isinstance(document, str):
-            documents.append(document)
-        else:
+        if not isinstance(document, str):
             problems.append(f'{path}:{number}: must be an object with a text in "text"')
+        elif any("\ud800" <= character <= "\udfff" for character in document):
+            problems.append(f"{path}:{number}: holds half of a surrogate pair, which is no text")
+        else:
+            documents.append(document)
     if problems:
         raise InputError(shown(problems))
     return documents
