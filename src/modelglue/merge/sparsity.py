@@ -47,6 +47,7 @@ def trim_to(
 def _factors(whole: Whole, trim: Trim) -> tuple[float, ...]:
     """Per model Σ|τ| / Σ|τ ⊙ m|."""
 
+    @np.errstate(all="ignore")  # what is not finite is counted in the result
     def sums(chunk: Chunk) -> list[tuple[float, float]]:
         xp, found = namespace(chunk.models), []
         for model, tau in enumerate(chunk.deltas):
@@ -60,8 +61,8 @@ def _factors(whole: Whole, trim: Trim) -> tuple[float, ...]:
             found.append((float(total), float(left)))
         return found
 
-    totals = np.sum(whole.map(sums), axis=0)
-    return tuple(float(total / left) if left else 1.0 for total, left in totals)
+    totals = np.sum(whole.map(sums), axis=0).tolist()
+    return tuple(total / left if left else 1.0 for total, left in totals)
 
 
 def _cut(cuts: Cuts, model: int) -> tuple[int, int]:

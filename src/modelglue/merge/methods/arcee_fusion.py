@@ -12,6 +12,7 @@ from modelglue.merge.method import Law, merge_method
 Measured = tuple[np.ndarray, np.float32]
 
 
+@np.errstate(all="ignore")  # what is not finite is counted in the result
 def _measure(whole: Whole, /) -> Measured:
     """Each row's divergence, and the importance from which on entries are taken."""
     rows = np.concatenate(whole.map(_divergence))
@@ -58,6 +59,7 @@ def _importance(chunk: Chunk, rows: np.ndarray) -> Array:
     models=(1, 1),
     measure=_measure,
 )
+@np.errstate(all="ignore")  # what is not finite is counted in the result
 def arcee_fusion(chunk: Chunk, measured: Measured, /) -> Array:
     """Take over the entries of the other model whose change is important, leave the base's.
 
@@ -74,4 +76,4 @@ def arcee_fusion(chunk: Chunk, measured: Measured, /) -> Array:
     rows, threshold = measured
     xp = namespace(chunk.models)
     taken = xp.asarray(_importance(chunk, rows) >= float(threshold), dtype=xp.float32)
-    return chunk.fp32_base + chunk.deltas[0] * taken
+    return chunk.fp32[0] * taken + chunk.fp32_base * (1 - taken)

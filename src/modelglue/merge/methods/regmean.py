@@ -34,6 +34,7 @@ class Factor:
     grams: Sequence[Rows]
 
 
+@np.errstate(all="ignore")  # what is not finite is counted in the result
 def _factor(whole: Whole, /, *, weight: tuple[float, ...], alpha: float) -> Factor | None:
     if len(whole.shape) != 2 or len(whole.statistics) != whole.n:
         return None
@@ -58,7 +59,7 @@ def _blocks(size: int) -> list[tuple[int, int]]:
 def _shrunk(gram: Rows, start: int, stop: int, alpha: float, ridge: float) -> np.ndarray:
     """Rows of a Gram matrix, what is off the diagonal × alpha: float64."""
     rows = gram.read(start, stop)
-    block = np.array(rows if isinstance(rows, np.ndarray) else rows.cpu(), np.float64)
+    block = np.array(rows if isinstance(rows, np.ndarray) else rows.cpu().numpy(), np.float64)
     own = np.arange(stop - start), np.arange(start, stop)
     diagonal = block[own] + ridge
     block *= alpha
@@ -79,6 +80,7 @@ def _shrunk(gram: Rows, start: int, stop: int, alpha: float, ridge: float) -> np
     measure=_factor,
     check=refuse_no_weight,
 )
+@np.errstate(all="ignore")  # what is not finite is counted in the result
 def regmean(
     chunk: Chunk, measured: Factor | None, /, *, weight: tuple[float, ...], alpha: float
 ) -> Array:

@@ -1,0 +1,150 @@
+"""What every merge method owes whoever runs it, laws or no laws."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law_samples import ALL, SIZES, Sample, run, samples, uneven, variants
+
+from modelglue.errors import MergeError
+from modelglue.merge.memory import InMemory, as_array
+from modelglue.merge.method import METHODS, Method
+
+BY_ROW = {"della", "della_linear", "arcee_fusion", "regmean"}
+"""Methods that must see whole rows."""
+
+every_method = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
+
+
+class Threaded(InMemory):
+    """A whole whose chunks are worked on by several threads."""
+
+    def map(self, function: Any) -> list[Any]:
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(function, map(self.chunk, range(len(self.ranges)))))
+
+
+def dropped(merged: np.ndarray, sample: Sample) -> np.ndarray:
+    """Which entries are the base's."""
+    return merged.reshape(-1) == (np.nan if sample.base is None else sample.base.reshape(-1))
+
+
+def agree(a: np.ndarray, b: np.ndarray, sample: Sample) -> bool:
+    """Up to the last bits, and in what was dropped to the bit."""
+    near = np.allclose(a.reshape(-1), b.reshape(-1), rtol=1e-6, atol=1e-6)
+    return near and np.array_equal(dropped(a, sample), dropped(b, sample))
+
+
+@every_method
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_shape_and_dtype_are_kept_and_inputs_left_alone(
+    method: Method, shape: tuple[int, ...]
+) -> None:
+    for sample in samples(method, 1, shape):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            tensors = torch.from_numpy(sample.tensors).to(dtype)
+            base = None if sample.base is None else torch.from_numpy(sample.base).to(dtype)
+            before = tensors.clone(), None if base is None else base.clone()
+            for values in variants(method, len(tensors)):
+                merged = method(tensors, base, statistics=sample.statistics, **values)
+                assert merged.shape == shape
+                assert merged.dtype == dtype
+                assert torch.isfinite(merged).all()
+            assert torch.equal(tensors, before[0])
+            assert base is None or torch.equal(base, before[1])
+
+
+@every_method
+def test_the_result_does_not_depend_on_chunks(method: Method) -> None:
+    for sample in samples(method, 3, (40, 25)):
+        for values in variants(method, len(sample.tensors)):
+            whole = sample.merge(method, **values)
+            for size in (25, 60, 999):
+                cut = sample.merge(method, chunk=size, **values)
+                assert agree(cut, whole, sample)
+                assert method.measure or np.array_equal(cut, whole)
+
+
+@every_method
+def test_rows_that_are_cut_change_nothing_or_are_refused(method: Method) -> None:
+    for sample in samples(method, 4, (3, 40)):
+        for values in variants(method, len(sample.tensors)):
+            if method.name in BY_ROW and (values or not method.name.startswith("della")):
+                with pytest.raises(MergeError, match="longer than a chunk"):
+                    sample.merge(method, chunk=7, **values)
+            else:
+                cut = sample.merge(method, chunk=7, **values)
+                assert agree(cut, sample.merge(method, **values), sample)
+
+
+@every_method
+def test_threads_change_no_bit(method: Method) -> None:
+    for sample in samples(method, 5, (64, 32)):
+        for values in variants(method, len(sample.tensors)):
+            one, many = (
+                run(method, sample.whole(kind, np.asarray, values, 128), values)
+                for kind in (InMemory, Threaded)
+            )
+            assert np.array_equal(one, many)
+
+
+@every_method
+def test_numpy_and_torch_agree(method: Method) -> None:
+    for sample in samples(method, 6, (64, 33)):
+        for values in variants(method, len(sample.tensors)):
+            numpy, on_torch = (
+                run(method, sample.whole(InMemory, convert, values, 330), values)
+                for convert in (np.asarray, torch.from_numpy)
+            )
+            assert agree(on_torch, numpy, sample)
+
+
+@every_method
+def test_bits_of_bfloat16_are_read_as_the_numbers_that_they_are(method: Method) -> None:
+    def rounded(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).bfloat16()
+
+    for sample in samples(method, 7, (16, 12)):
+        values = uneven(method, len(sample.tensors))
+        bits, numbers = (
+            run(method, sample.whole(InMemory, convert, values, 48), values)
+            for convert in (lambda a: as_array(rounded(a)), lambda a: rounded(a).float().numpy())
+        )
+        assert agree(bits, numbers, sample)
+
+
+@every_method
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_going_in_is_not_finite_coming_out(
+    method: Method, poison: float, library: str
+) -> None:
+    for sample in samples(method, 8, (6, 5)):
+        n = len(sample.tensors)
+        for place in range(n + (sample.base is not None)):
+            tensors = sample.tensors.copy()
+            base = None if sample.base is None else sample.base.copy()
+            (base if place == n else tensors[place])[2, 3] = poison  # type: ignore[index]
+            convert = np.asarray if library == "numpy" else torch.from_numpy
+            for values in variants(method, n):
+                whole = sample.but(tensors, base).whole(InMemory, convert, values, 10)
+                merged = run(method, whole, values).reshape(6, 5)
+                assert not np.isfinite(merged[2, 3])
+
+
+@every_method
+def test_a_seed_draws_the_same_again_and_another_draws_others(method: Method) -> None:
+    if method.parameter("seed") is None:
+        pytest.skip("draws nothing")
+    sample = samples(method, 9, (30, 20))[0]
+    values = uneven(method, len(sample.tensors))
+    first, again, other = (sample.merge(method, **(values | {"seed": s})) for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(TypeError, match="desnity"):
+        METHODS["linear"](np.ones((2, 3), np.float32), desnity=0.5)
