@@ -42,7 +42,7 @@ from modelglue.merge.tokens import (
     sizes,
     stored_rows,
 )
-from modelglue.merge.vocabulary_report import padding_report, united_report
+from modelglue.merge.vocabulary_report import padding_report, sentences, united_report
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,11 @@ class Vocabulary:
     _ids: Mapping[int, int | None] = field(default_factory=dict)
     _roles: Mapping[str, int] = field(default_factory=dict)
     _chat_template: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The report in words, a sentence each."""
+        return tuple(sentences(self.report))
 
     def rows(self, name: str, stored: int) -> int:
         """Rows of the output tensor `name` where the template stores `stored`."""

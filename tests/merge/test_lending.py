@@ -1,0 +1,97 @@
+"""Who lends what, against a loop over rows that follows the documentation's words."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelglue.errors import NotMergeable
+from modelglue.merge.lending import BASE, NOBODY, Asked, Stored, row_union
+
+WIDTH = 2
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    n, rows = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    models = [*range(n), *([BASE] if draw(st.booleans()) else [])]
+    stored = {model: int(random.integers(1, 7)) for model in models}
+    maps = {model: random.integers(-1, stored[model], size=rows) for model in models}
+    base = None if BASE in models else draw(st.none() | st.integers(0, n - 1))
+    asked = []
+    for row in range(rows):
+        if random.random() < 0.3:
+            lender = [None, NOBODY, *models][random.integers(len(models) + 2)]
+            number = 0 if lender in (None, NOBODY) else int(random.integers(stored[lender]))
+            asked.append(Asked(f"<{row}>", row, lender, number, bool(random.random() < 0.5)))
+    return {
+        "sources": [Stored(model, maps[model], stored[model]) for model in models],
+        "base": base,
+        "asked": asked,
+        "filled": draw(st.integers(1, rows)),
+        "matrices": {model: random.normal(size=(stored[model], WIDTH)) for model in models},
+    }
+
+
+def expected(case: dict[str, Any], model: int) -> np.ndarray:
+    sources = {source.model: source for source in case["sources"]}
+    preferred = BASE if BASE in sources else case["base"]
+    result = []
+    for row in range(case["filled"]):
+        asked = next((one for one in case["asked"] if one.row == row), None)
+        own = {m: s.own[row] for m, s in sources.items() if s.own[row] >= 0}
+        have = {m: case["matrices"][m][number] for m, number in own.items()}
+        if model in have and not (asked and asked.force):
+            result.append(have[model])
+        elif asked and asked.lender == NOBODY:
+            result.append(np.zeros(WIDTH))
+        elif asked and asked.lender is not None:
+            result.append(case["matrices"][asked.lender][asked.number])
+        elif preferred in have:
+            result.append(have[preferred])
+        else:
+            result.append(np.mean(list(have.values()), axis=0) if have else np.zeros(WIDTH))
+    padding = len(case["sources"][0].own) - case["filled"]
+    return np.array(result + [np.mean(result, axis=0)] * padding)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases())
+def test_every_source_gets_its_own_row_or_the_loan(case: dict[str, Any]) -> None:
+    matrices = case.pop("matrices")
+    union = row_union(**case)
+    case["matrices"] = matrices
+    models = [source.model for source in case["sources"] if source.model != BASE]
+
+    def read(source: int | None, rows: np.ndarray) -> np.ndarray:
+        model = BASE if source is None else models[source]
+        return matrices[model][rows].astype(np.float32)
+
+    if union is None:
+        rows = np.arange(len(case["sources"][0].own))
+        gathered = np.stack([read(i, rows) for i in range(len(models))])
+        base = read(None, rows) if BASE in matrices else None
+    else:
+        found, base = union.gather(read, slice(None))
+        gathered = found.reshape(len(models), -1, WIDTH)
+    for index, model in enumerate(models):
+        np.testing.assert_allclose(gathered[index], expected(case, model), atol=1e-6)
+    assert (base is None) == (BASE not in matrices)
+    if base is not None:
+        np.testing.assert_allclose(base.reshape(-1, WIDTH), expected(case, BASE), atol=1e-6)
+
+
+def test_rows_alike_are_no_union() -> None:
+    plain = Stored(0, np.arange(4), 4)
+    assert row_union([plain, plain], base=None, asked=[], filled=4) is None
+    longer = Stored(1, np.arange(4), 5)
+    assert row_union([plain, longer], base=None, asked=[], filled=4) is not None
+
+
+def test_a_lender_without_a_part_is_refused() -> None:
+    source = Stored(0, np.array([0, -1]), 1)
+    with pytest.raises(NotMergeable, match=r"tokens\.<x>: the model that shall lend"):
+        row_union([source], base=None, asked=[Asked("<x>", 1, BASE, 0)], filled=2)
