@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ZOO ?= zoo/quick
 SEED ?= 0
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,6 +36,9 @@ lint: setup
 format: setup ## let ruff mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## write docs/methods anew from what the methods declare
+	$(BIN)/python -m modelglue.report.method_pages docs/methods
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -87,7 +87,7 @@ def regmean(
     """Solve for the matrix that imitates all: (Σλᵢ WᵢGᵢ)(ΣλᵢGᵢ)⁻¹ (arXiv 2212.09849).
 
     W [out, in] maps inputs x to W·x, and Gᵢ = XᵀX [in, in] is of the inputs that model i's matrix
-    meets on calibration text: the result minimises Σλᵢ‖WX_i − WᵢXᵢ‖², λᵢ the model's `weight`.
+    meets on calibration text: the result minimises Σλᵢ‖WXᵢ − WᵢXᵢ‖², λᵢ the model's `weight`.
     What is off the diagonal of Gᵢ is multiplied by `alpha`, as in the paper, which keeps it well
     conditioned; 1e-6 of the mean diagonal entry is added to each, so that inputs that never occur
     get the weighted mean. Matrices without statistics, and all other tensors, get it too.
