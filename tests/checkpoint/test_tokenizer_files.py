@@ -110,12 +110,6 @@ def test_files_are_told_apart(folder: Path) -> None:
     assert "generation_config.json" not in tokenizer_files(folder)
 
 
-def test_without_a_tokenizer_json_nothing_is_edited(tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(NotMergeable, match=r"there is none.*save it again"):
-        edited(tokenizer_files(tmp_path), add=[{"id": 1, **added_token("<x>")}])
-
-
 def test_a_table_with_gaps_takes_no_more_tokens(tmp_path: Path) -> None:
     content = {"model": {"vocab": {"a": 0, "b": 7}}, "added_tokens": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

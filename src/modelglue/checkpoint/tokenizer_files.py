@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.companions import companions
+from modelglue.checkpoint.files import read_json_object
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import Tokens, folders_of
 from modelglue.errors import NotMergeable
@@ -66,6 +67,18 @@ def tokenizer_files(model: Checkpoint | Path) -> dict[str, bytes]:
     return {name: data for name, data in _beside(model, code=False).items() if name not in _OTHERS}
 
 
+def settings_of(model: Checkpoint | Path, name: str) -> dict[str, Any]:
+    """One of the JSON files beside a model; empty where there is none.
+
+    Raises:
+        CorruptCheckpoint: it is no JSON object.
+    """
+    for folder in folders_of(model):
+        if (folder / name).is_file():
+            return read_json_object(folder / name)
+    return {}
+
+
 def other_files(model: Checkpoint | Path, *, code: bool = False) -> dict[str, bytes]:
     """What belongs beside the weights but not to the tokenizer: generation settings and the like.
 
@@ -86,22 +99,14 @@ def edited(
     """A tokenizer with other added tokens.
 
     Args:
-        files: of the tokenizer, by name.
+        files: of the tokenizer, by name; tokenizer.json is among them.
         add: entries of `added_tokens`, numbers included.
         drop: contents of added tokens to leave out.
 
     Returns:
         tokenizer.json, tokenizer_config.json and chat templates. Files that say the same in another
         format (tokenizer.model, merges.txt …) are left out.
-
-    Raises:
-        NotMergeable: there is no tokenizer.json to be edited.
     """
-    if "tokenizer.json" not in files:
-        raise NotMergeable(
-            "tokens can only be added to a tokenizer.json, and there is none. Load the tokenizer "
-            "with transformers and save it again, which writes one."
-        )
     result = {
         name: data
         for name, data in files.items()

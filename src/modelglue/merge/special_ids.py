@@ -1,13 +1,12 @@
 """Numbers of special tokens in a configuration, which follow their tokens when those move."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.tokenizer_files import tokenizer_files
+from modelglue.checkpoint.tokenizer_files import settings_of
 
 _KEY = re.compile(r"_token_(id|ids|index)$|^(begin_)?suppress_tokens$")
 
@@ -46,10 +45,8 @@ def followed(
 
 def roles_of(tokenizer: Checkpoint | Path, ids: Mapping[str, int]) -> dict[str, int]:
     """The special tokens that a tokenizer names: "bos", "eos", "pad", … → number."""
-    files = tokenizer_files(tokenizer)
-    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     found = {}
-    for key, value in settings.items():
+    for key, value in settings_of(tokenizer, "tokenizer_config.json").items():
         content = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(content, str) and content in ids:
             found[key.removesuffix("_token")] = ids[content]

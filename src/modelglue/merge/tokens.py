@@ -20,7 +20,7 @@ from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.tokenizer import Tokens, tokenizer_file, tokens_of
-from modelglue.checkpoint.tokenizer_files import added_token, next_number
+from modelglue.checkpoint.tokenizer_files import added_token, next_number, settings_of
 from modelglue.errors import NotMergeable
 from modelglue.merge.config import same_model
 from modelglue.merge.tokenizer_config import TokenizerConfig
@@ -98,7 +98,9 @@ def output_tokens(
         )
         tokenizer = next(named, None) or _located(config.source, root)
         tokens = OutputTokens(tokens_of(tokenizer).ids, tokenizer)
-    return with_tokens(tokens, config.tokens)
+    found = with_tokens(tokens, config.tokens)
+    _refuse_uneditable(found)
+    return found
 
 
 def parties_of(models: Mapping[Checkpoint, str]) -> dict[Checkpoint, Party]:
@@ -229,6 +231,18 @@ def _located(source: str, root: Path) -> Checkpoint | Path:
         if folder.is_dir():
             return folder
     return open_checkpoint(source, root=root)
+
+
+def _refuse_uneditable(tokens: OutputTokens) -> None:
+    path = tokenizer_file(tokens.tokenizer)
+    if (tokens.add or tokens.drop) and path is not None and path.name != "tokenizer.json":
+        raise NotMergeable(
+            f"{path}: tokens can only be added to a tokenizer.json, and there is none beside it. "
+            "Load the tokenizer with transformers and save it again, which writes one."
+        )
+    # Whatever is wrong with them shall be told now, not when the weights are merged.
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings_of(tokens.tokenizer, name)
 
 
 def _conflicts(template: Party, other: Party) -> Iterator[str]:

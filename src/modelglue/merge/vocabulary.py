@@ -27,7 +27,7 @@ from modelglue.checkpoint.chat_templates import find_template, template_problem,
 from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file
-from modelglue.checkpoint.tokenizer_files import edited, other_files, tokenizer_files
+from modelglue.checkpoint.tokenizer_files import edited, other_files, settings_of, tokenizer_files
 from modelglue.errors import ConfigError
 from modelglue.merge.lending import BASE, Asked, Stored, asked_of, row_union
 from modelglue.merge.rows import Indices, RowUnion
@@ -122,7 +122,7 @@ class Vocabulary:
         """
         found = other_files(self.template, code="auto_map" in self.template.config)
         if self._ids and "generation_config.json" in found:
-            settings = json.loads(found["generation_config.json"])
+            settings = settings_of(self.template, "generation_config.json")
             changed = followed(settings, self._ids, self._roles)
             found["generation_config.json"] = (json.dumps(changed, indent=2) + "\n").encode()
         tokens = self._tokens
@@ -218,7 +218,7 @@ def unite(
         _index(base, models),
         asked,
         ids,
-        roles_of(tokens.tokenizer, tokens.ids) if ids else {},
+        roles_of(tokens.tokenizer, tokens.ids),
         chat,
     )
 
