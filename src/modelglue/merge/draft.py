@@ -161,21 +161,17 @@ class Draft:
             graded = not group.resolver.constant
             rows = list(whole(layers, len(group.models), base=bool(group.base), graded=graded))
         heads = self._heads
-        kept = [row for row in rows if heads.written or row.name not in heads.names]
-        if heads.written and rows and not any(row.name in heads.names for row in rows):
-            last = groups[-1]
-            kept += [
-                Row(
-                    head,
-                    (head,) * len(last.models),
-                    head if last.base else None,
-                    0.0,
-                    len(groups) - 1,
-                )
-                for head in heads.names
-                if head in self._names(self.models[last.models[0]], name)
-            ]
-        return kept
+        if not heads.written:
+            return [row for row in rows if row.name not in heads.names]
+        # A tied template, or slice, does not name the head that others have.
+        last = len(groups) - 1
+        planned = {row.name for row in rows} if rows else heads.names
+        for head in sorted(heads.names - planned):
+            columns = [self._model(index) for index in groups[last].columns]
+            if any(head in self._names(model, name) for model in columns):
+                base = head if groups[last].base else None
+                rows.append(Row(head, (head,) * len(groups[last].models), base, 0.0, last))
+        return rows
 
     def _lost(
         self, name: str, rows: Sequence[Row], groups: Sequence[Group]
@@ -188,9 +184,7 @@ class Draft:
         slices = self._slices(name) if self._config.parts[name].slices else []
         for i, (group, columns) in enumerate(zip(groups, used, strict=True)):
             for j, index in enumerate(group.columns):
-                model = self.base if index is None else self.models[index]
-                if model is None:
-                    continue
+                model = self._model(index)
                 has: Iterable[str] = self._names(model, name)
                 if slices:
                     first, last = i == 0, i == len(slices) - 1
@@ -228,10 +222,12 @@ class Draft:
         return self._index.get(same_model(entry.model))
 
     def _checkpoint(self, entry: ModelEntry) -> Checkpoint:
-        index = self._place(entry)
+        return self._model(self._place(entry))
+
+    def _model(self, index: int | None) -> Checkpoint:
         model = self.base if index is None else self.models[index]
         if model is None:
-            raise ValueError(f"{entry.model} was not opened")
+            raise ValueError("a slice has the base that the merge lacks")
         return model
 
     def _layers_of(self, model: Checkpoint, name: str) -> Layers:

@@ -38,6 +38,10 @@ class Heads:
     @property
     def tied(self) -> bool | None:
         """What the output's configuration has to say; None where the template's is right."""
-        if not self.names or self._template.tied != self.written:
-            return None
-        return not self.written
+        config = self._template.config
+        text = config.get("text_config")
+        nested = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+        says = config.get("tie_word_embeddings", nested)
+        if says is None:  # then it depends on the family, and the template is as it should be
+            says = self._ends[id(self._template)][0] is None
+        return None if not self.names or says != self.written else not self.written
