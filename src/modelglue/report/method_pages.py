@@ -79,7 +79,7 @@ def page(method: Description) -> str:
 
 
 def example(method: Description) -> dict[str, Any]:
-    """A configuration: two models where that many are allowed, what has an effect at its default."""
+    """A configuration of two models, if that many are allowed, with the defaults spelt out."""
     _, most = method["models"]
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {}
