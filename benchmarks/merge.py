@@ -117,8 +117,10 @@ def compare(
         for cores in arguments.cores:
             row = measure(bench, name, arguments, cores=cores)
             by_cores[str(cores)] = {**by_cores.get(str(cores), {}), **row}
+            results["cases"] = {
+                each: dict(sorted(cases[each].items())) for each in CASES if each in cases
+            }
             save()
-    results["cases"] = {name: cases[name] for name in CASES if name in cases}
 
 
 def measure(
