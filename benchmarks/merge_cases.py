@@ -107,9 +107,9 @@ class Bench:
     def mergekits(self, name: str, models: Sequence[Path], *, cores: int) -> Spent:
         """`mergekit-yaml`, its output deleted.
 
-        With its defaults: for merges on CPU that read safetensors nothing that it offers takes
-        less CPU (`--lazy-unpickle` is for `.bin` files, `--low-cpu-memory` for accelerators;
-        `--async-write` shortens the wall, not the CPU). Kept from asking the hub, as ours is.
+        With its defaults. By its own descriptions its options are for other cases:
+        `--lazy-unpickle` for `.bin` files, `--low-cpu-memory` for accelerators, `--async-write`
+        for a shorter wall at more memory. Kept from asking the hub.
         """
         if self.mergekit is None:
             raise ValueError("mergekit was not to be run")
