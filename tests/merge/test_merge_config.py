@@ -28,6 +28,7 @@ SLICE = {
     ],
     "parameters": {"density": [{"filter": "mlp", "value": 0.5}, {"value": 1}]},
 }
+PIECE = {"model": "a", "layer_range": [0, 1]}
 SLICED = {"merge_method": "ties", "slices": [SLICE, SLICE], "base_model": "base"}
 
 
@@ -196,6 +197,10 @@ def test_a_model_may_not_be_listed_twice() -> None:
         ({"merge_method": "slerp", "models": ["a", "b", "c"]}, "slerp takes 2 models, 3 are given"),
         ({"merge_method": "slerp", "models": ["a", "b"], "base_model": "c"}, "3 are given"),
         ({"merge_method": "passthrough", "models": ["a", "b"]}, "passthrough takes 1 models, 2"),
+        (
+            {"merge_method": "slerp", "slices": [{"sources": [PIECE]}], "base_model": "b"},
+            "slices[0]: the base b is not among the sources",
+        ),
         ({**SLICED, "base_model": "other"}, "slices[0]: the base other is not among the sources"),
     ],
 )

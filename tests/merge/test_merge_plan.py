@@ -1,6 +1,7 @@
 """Every output tensor's sources, shape, dtype and parameters, without a weight read."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -417,6 +418,7 @@ def test_a_plan_describes_every_tensor_as_plain_data(zoo: list[Path]) -> None:
     plan = plan_of("ties", models=names(zoo[:2]), base_model=str(zoo[3]))
     described = json.loads(json.dumps(plan.describe()))
     assert described["bytes_to_read"] == 3 * plan.models[0].nbytes
+    assert 2**20 < described["memory"] / (os.cpu_count() or 1) < 2**25
     assert described["bytes_to_write"] == plan.models[0].nbytes
     found = next(t for t in described["tensors"] if t["name"] == UP.format(1))
     assert found["sources"] == [{"model": name, "tensor": UP.format(1)} for name in "ab"]

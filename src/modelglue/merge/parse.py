@@ -254,8 +254,10 @@ def _method_problems(config: MergeConfig, method: Method) -> list[str]:
         for i, group in enumerate(part.groups):
             where = f"{prefix}slices[{i}]" if part.slices else f"{prefix}models"
             inputs = arrange(method, group, config.base_model)
-            if part.slices and inputs.base and inputs.base.layer_range is None:
-                problems.append(f"{where}: the base {inputs.base.model} is not among the sources")
+            added = [*inputs.models, *([inputs.base] if inputs.base else [])]
+            if part.slices and any(entry.layer_range is None for entry in added):
+                base = group.base_model or config.base_model
+                problems.append(f"{where}: the base {base} is not among the sources")
             problems += [f"{where}: {told}" for told in arrangement_problems(method, inputs)]
             levels = [group.parameters, part.parameters, config.parameters]
             own = [entry.parameters for entry in inputs.models]
