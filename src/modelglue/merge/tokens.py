@@ -179,10 +179,10 @@ def refuse_unless_additions(template: Party, other: Party) -> None:
     reason = next(_conflicts(template, other), None)
     if reason is not None:
         raise NotMergeable(
-            f"{other.name} and {template.name} have different vocabularies: {reason}. Rows of "
-            "their embeddings stand for different tokens, so merging them garbles both. Say which "
-            "tokens the merge shall have: tokenizer: {source: union} for those of all models, "
-            "{source: base} for those of the base (without one: of the first model)."
+            f"{other.name} and {template.name} have different vocabularies: {reason}. Unasked, "
+            "only vocabularies that differ by added tokens are united. Say which tokens the merge "
+            "shall have: tokenizer: {source: union} for those of all models, {source: base} for "
+            "those of the base (without one: of the first model)."
         )
 
 
@@ -247,7 +247,7 @@ def _refuse_uneditable(tokens: OutputTokens) -> None:
 
 def _conflicts(template: Party, other: Party) -> Iterator[str]:
     for token, row in sorted(other.ids.items(), key=lambda item: item[1]):
-        known = template.tokens.ids.get(token)
+        known = template.ids.get(token)
         if known is None and token not in other.tokens.added:
             yield f"token {token!r} is in {other.name} alone, and no added one"
         elif known is not None and known != row:

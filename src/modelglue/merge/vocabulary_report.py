@@ -101,19 +101,20 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     ]
     for one in report["partial"]:
         who = " and ".join(one["models"]) or "no model"
-        said.append(f"{one['tokens']} tokens are in {who} alone: {_listed(one)}.")
+        said.append(f"In {who} alone: {_count(one)}.")
     lent = [f"{count} {how}" for how, count in report["lent"].items() if count]
     if lent:
         said.append(f"Rows that a model lacks were lent: {', '.join(lent)}.")
     if report["added"]["tokens"]:
-        added = report["added"]
-        said.append(f"{added['tokens']} tokens were added to the tokenizer: {_listed(added)}.")
+        said.append(f"Added to the tokenizer: {_count(report['added'])}.")
     if report["left_out"]:
         names = ", ".join(map(repr, report["left_out"]))
         said.append(f"The tokenizer lost tokens for which the embedding has no row: {names}.")
     return said
 
 
-def _listed(some: Mapping[str, Any]) -> str:
-    more = some["tokens"] - len(some["examples"])
-    return ", ".join(map(repr, some["examples"])) + (f" and {more} more" if more else "")
+def _count(some: Mapping[str, Any]) -> str:
+    """A number of tokens and the first of them."""
+    shown = ", ".join(map(repr, some["examples"]))
+    more = ", …" if some["tokens"] > len(some["examples"]) else ""
+    return f"{some['tokens']} token{'s' if some['tokens'] != 1 else ''} ({shown}{more})"

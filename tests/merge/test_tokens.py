@@ -1,0 +1,145 @@
+"""Which tokens the output has, and which rows, in the cases that few models bring."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import token_models
+from token_oracle import EMBEDDING, Side, arithmetic, check, runs, sides, task_arithmetic
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from modelglue import merge
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.tokenizer import Tokens, tokens_of, vocabulary
+from modelglue.merge.special_ids import followed, roles_of
+from modelglue.merge.tokenizer_config import TokenizerConfig
+from modelglue.merge.tokens import OutputTokens, Party, rows_of
+from modelglue.merge.vocabulary import unite
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("zoo")
+    found = {
+        "base": token_models.save(folder / "base", seed=0),
+        "wide": token_models.save(folder / "wide", seed=1, rows=320),
+        "chat": token_models.save(folder / "chat", seed=2, added=["<|im_end|>", "[PAD]"]),
+        "tool": token_models.save(folder / "tool", seed=3, added=["<tool>"], rows=320),
+        "the": token_models.save(
+            folder / "the", seed=4, added=[AddedToken("Ġthe", single_word=True), "<x>"]
+        ),
+        "rowless": folder / "rowless",
+    }
+    shutil.copytree(found["base"], found["rowless"])
+    tokenizer = AutoTokenizer.from_pretrained(found["rowless"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(found["rowless"])
+    return found
+
+
+def test_rows_of_no_token_stay_where_a_model_has_them(zoo: dict[str, Path], tmp_path: Path) -> None:
+    out = merge(arithmetic(zoo, "chat", "tool", base="wide"), tmp_path / "out")
+    merged = check(out, sides(zoo, "wide", "chat", "tool"), "wide", task_arithmetic(0.5))
+    wide, tool = (Side(zoo[name]).tensors[EMBEDDING] for name in ("wide", "tool"))
+    assert len(merged.tensors[EMBEDDING]) == 320
+    # chat has 282 rows: beyond, it is lent the base's and adds nothing.
+    expected = wide[283:] + 0.5 * (tool[283:] - wide[283:])
+    np.testing.assert_allclose(merged.tensors[EMBEDDING][283:], expected, atol=1e-6)
+    runs(out)
+
+
+def test_a_row_is_nobodys_only_if_it_is_no_token_there(zoo: dict[str, Path]) -> None:
+    theirs = Party("m", "m", Tokens({"a": 0, "z": 2}, {}, 2), stored=4)
+    tokens = OutputTokens({"a": 0, "b": 1}, zoo["base"])
+    assert rows_of(theirs, tokens, 5, 5).tolist() == [0, -1, -1, 3, -1]
+    assert rows_of(theirs, tokens, 5, 3).tolist() == [0, -1, -1, -1, -1]
+
+
+def test_a_models_token_without_a_row_is_not_taken_over(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    config = arithmetic(zoo, "rowless", "tool", tokenizer_source="union")
+    merged = Side(merge(config, tmp_path / "out"))
+    assert merged.vocab.keys() == Side(zoo["base"]).vocab.keys() | {"<tool>"}
+
+
+def test_a_token_without_a_row_comes_back_where_a_model_has_one(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    out = merge(arithmetic(zoo, "chat", base="rowless"), tmp_path / "out")
+    merged = check(out, sides(zoo, "rowless", "chat"), "rowless", task_arithmetic(0.5))
+    assert set(vocabulary(out)) == set(vocabulary(zoo["chat"]))
+    np.testing.assert_array_equal(
+        merged.row(EMBEDDING, "[PAD]"), Side(zoo["chat"]).row(EMBEDDING, "[PAD]")
+    )
+    assert AutoTokenizer.from_pretrained(out).pad_token == "[PAD]"
+    runs(out)
+
+
+def test_an_ordinary_token_that_another_model_added_becomes_one(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    out = merge(arithmetic(zoo, "the", tokenizer_source="union"), tmp_path / "out")
+    entry = tokens_of(out).added["Ġthe"]
+    assert entry["id"] == vocabulary(zoo["base"])["Ġthe"]
+    assert entry["single_word"] is True
+    assert Side(out).vocab == vocabulary(out)
+
+
+def test_the_base_may_be_one_of_the_models(zoo: dict[str, Path]) -> None:
+    base, other = (Checkpoint.open(zoo[name]) for name in ("base", "chat"))
+    vocabulary = unite(TokenizerConfig("union"), [base, other], base)
+    union = vocabulary.union([1], [282], 280, 282)
+    assert union is not None
+    assert union.base is not None
+    np.testing.assert_array_equal(union.base, [*range(280), -1, -1])
+    among = vocabulary.union([0, 1], [280, 282], None, 282)
+    assert among is not None
+    assert (among.base, among.loans.models[1].tolist()) == (None, [280, 281])
+
+
+def test_a_model_without_a_tokenizer_is_taken_to_have_the_others(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(zoo["base"], bare)
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    paths = {**zoo, "bare": bare}
+    out = merge(arithmetic(paths, "bare", "chat"), tmp_path / "out")
+    check(
+        out,
+        sides({**zoo, "bare": zoo["base"]}, "base", "bare", "chat"),
+        "base",
+        task_arithmetic(0.5),
+    )
+    runs(out)
+
+
+def test_ids_follow_their_tokens() -> None:
+    config = {
+        "eos_token_id": [1, 2, 9],
+        "bos_token_id": 0,
+        "pad_token_id": 3,
+        "unk_token_id": 4,
+        "image_token_index": 2,
+        "hidden_size": 2,
+        "text_config": {"eos_token_id": 1, "suppress_tokens": [1, 4]},
+    }
+    ids = {0: None, 1: 11, 2: 12, 3: None, 4: None}
+    assert followed(config, ids, {"bos": 20}) == {
+        "eos_token_id": [11, 12, 9],
+        "bos_token_id": 20,
+        "image_token_index": 12,
+        "hidden_size": 2,
+        "text_config": {"eos_token_id": 11, "suppress_tokens": [11]},
+    }
+
+
+def test_roles_are_what_the_tokenizer_names(tmp_path: Path) -> None:
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<gone>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert roles_of(tmp_path, {"<s>": 5, "</s>": 6}) == {"bos": 5, "eos": 6}
