@@ -134,10 +134,10 @@ def test_what_is_not_finite_going_in_is_not_finite_coming_out(
                 assert not np.isfinite(merged[2, 3])
 
 
-@every_method
+@pytest.mark.parametrize(
+    "method", [m for m in ALL if m.parameter("seed")], ids=lambda method: method.name
+)
 def test_a_seed_draws_the_same_again_and_another_draws_others(method: Method) -> None:
-    if method.parameter("seed") is None:
-        pytest.skip("draws nothing")
     sample = samples(method, 9, (30, 20))[0]
     values = uneven(method, len(sample.tensors))
     first, again, other = (sample.merge(method, **(values | {"seed": s})) for s in (1, 1, 2))

@@ -168,6 +168,13 @@ def test_arcee_fusion_takes_what_stands_out() -> None:
     assert (merged == BASE).mean() > 0.7
 
 
+def test_arcee_fusion_begins_one_and_a_half_quartile_ranges_above_the_median() -> None:
+    # In one row importance goes with the change: quartiles 0.25, 0.5 and 0.75 of it, so from 1.25.
+    change = np.append(np.linspace(0, 1, 1001), [1.2, 1.3]).astype(np.float32) / 100
+    merged = METHODS["arcee_fusion"](change[None], np.zeros_like(change))
+    assert np.flatnonzero(merged).tolist() == [1002]
+
+
 @pytest.mark.parametrize("density", [0.1, 0.9])
 def test_a_probability_beyond_its_range_is_refused(density: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
