@@ -50,6 +50,7 @@ class Draft:
         self._references = tuple(listed.values())
         self._index = {name: i for i, name in enumerate(listed)}
         self._layers: dict[tuple[int, str], Layers] = {}
+        self._parted: dict[int, dict[str, list[str]]] = {}
         self.models = tuple(opened[name] for name in listed)
         self.base = opened[self._base] if self._base else None
         self._statistics = {path: opened[same_model(path)] for path in config.statistics}
@@ -239,7 +240,9 @@ class Draft:
     def _names(self, model: Checkpoint, name: str) -> Sequence[str]:
         if not self._config.modules:
             return list(model.tensors)
-        return parts_of(model.tensors, list(self._config.modules))[name]
+        if id(model) not in self._parted:
+            self._parted[id(model)] = parts_of(model.tensors, list(self._config.modules))
+        return self._parted[id(model)][name]
 
 
 def _count(entry: ModelEntry) -> int:
