@@ -127,9 +127,16 @@ def by_rank(tau: Array, width: int, density: float, epsilon: float) -> Array:
         raise MergeError(f"a row of {width} entries is longer than a chunk, and della ranks rows")
     if width < 2:
         return xp.full_like(tau, density)
-    order = xp.argsort(abs(tau).reshape(-1, width), stable=True)
-    ranks = xp.asarray(xp.argsort(order, stable=True), dtype=xp.float32).reshape(-1)
-    return ranks * (2 * epsilon / (width - 1)) + (density - epsilon)
+    # Magnitude and place in one integer, which sorts several times faster than indices do.
+    bits = xp.asarray(abs(tau).view(xp.int32), dtype=xp.int64).reshape(-1, width)
+    columns = xp.arange(width, device=tau.device)
+    ordered = xp.sort((bits << 32) + columns)
+    order = (ordered if isinstance(ordered, np.ndarray) else ordered[0]) & 0xFFFFFFFF
+    ranks = xp.zeros_like(tau).reshape(-1, width)
+    ranks[xp.arange(len(ranks), device=tau.device)[:, None], order] = xp.asarray(
+        columns, dtype=xp.float32
+    )
+    return ranks.reshape(-1) * (2 * epsilon / (width - 1)) + (density - epsilon)
 
 
 def drawn_by_rank(
