@@ -6,6 +6,7 @@ from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
 from modelglue.merge.geometry import cosines, great_circle, has_base, places, rows_sum
 from modelglue.merge.kernels import gram, row_grams, weighted_sum
+from modelglue.merge.kernels.dispatch import backend
 from modelglue.merge.method import Law, Parameter, merge_method
 from modelglue.merge.parameters import WEIGHT
 
@@ -43,10 +44,12 @@ def _column_grams(whole: Whole, *, base: bool) -> np.ndarray:
         xp = namespace(models)
         a, b = xp.asarray(models, dtype=xp.float64)
         lead = chunk.start % columns
-        table = xp.zeros((3, -(-(lead + len(a)) // columns) * columns), dtype=xp.float64)
+        size = -(-(lead + len(a)) // columns) * columns
+        table = xp.zeros((3, size), dtype=xp.float64, device=a.device)
         for line, product in zip(table, (a * a, a * b, b * b), strict=True):
             line[lead : lead + len(a)] = product
-        return np.asarray(table.reshape(3, -1, columns).sum(1))
+        sums: np.ndarray = backend(chunk).to_numpy(table.reshape(3, -1, columns).sum(1))
+        return sums
 
     aa, ab, bb = np.sum(whole.map(part), axis=0)
     return np.stack([aa, ab, ab, bb], axis=-1).reshape(columns, 2, 2)
