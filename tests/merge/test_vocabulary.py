@@ -249,7 +249,7 @@ def test_the_report_says_which_rows_came_from_where(zoo: dict[str, Path]) -> Non
     }
     assert report["lent"] == {"by the base": 0, "by one model": 2, "as a mean": 1, "as zeros": 0}
     assert json.loads(json.dumps(report)) == report
-    assert any("'<tool>'" in sentence for sentence in vocabulary.notes)
+    assert any("In tool alone: 1 token (`'<tool>'`)." in sentence for sentence in vocabulary.notes)
 
 
 def test_models_alike_need_no_union(zoo: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """What became of the rows where vocabularies were united: plain data, and sentences from it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,13 +109,19 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     if report["added"]["tokens"]:
         said.append(f"Added to the tokenizer: {_count(report['added'])}.")
     if report["left_out"]:
-        names = ", ".join(map(repr, report["left_out"]))
+        names = ", ".join(map(_quoted, report["left_out"]))
         said.append(f"The tokenizer lost tokens for which the embedding has no row: {names}.")
     return said
 
 
 def _count(some: Mapping[str, Any]) -> str:
     """A number of tokens and the first of them."""
-    shown = ", ".join(map(repr, some["examples"]))
+    shown = ", ".join(map(_quoted, some["examples"]))
     more = ", …" if some["tokens"] > len(some["examples"]) else ""
     return f"{some['tokens']} token{'s' if some['tokens'] != 1 else ''} ({shown}{more})"
+
+
+def _quoted(token: str) -> str:
+    """As Markdown shows it: unquoted, `<tool>` would be taken for HTML."""
+    longest = max((len(run) for run in re.findall("`+", token)), default=0)
+    return f"{'`' * (longest + 1)}{token!r}{'`' * (longest + 1)}"
