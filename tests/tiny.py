@@ -55,7 +55,7 @@ def save_model(path: Path, *, seed: int = 0, model_type: str = "llama", **overri
 def save_variant(base: Path, path: Path, *, seed: int, scale: float = 0.003) -> Path:
     """A "fine-tune": the base plus small Gaussian noise on every tensor."""
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

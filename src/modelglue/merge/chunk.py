@@ -12,17 +12,18 @@ CHUNK = 1 << 19
 """Entries of one model that are worked on at a time: 1 MiB of bfloat16."""
 
 
-def ranges(numel: int, width: int, *, size: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Cut 0 … numel into chunks of about `size`: whole rows of `width`, unless one row is longer.
+def ranges(numel: int, width: int, *, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cut 0 … numel into chunks of about `size` (by default `CHUNK`) entries.
 
-    No chunk crosses a multiple of 2³², where random numbers take another key. The cut does not
-    depend on threads or devices.
+    They are whole rows of `width`, unless one row is longer. No chunk crosses a multiple of 2³²,
+    where random numbers take another key. The cut does not depend on threads or devices.
 
     >>> list(ranges(10, 3, size=7))
     [(0, 6), (6, 10)]
     >>> list(ranges(10, 8, size=4))
     [(0, 4), (4, 8), (8, 10)]
     """
+    size = size or CHUNK
     step = max(1, size // width) * width if 0 < width <= size else size
     start = 0
     while start < numel:

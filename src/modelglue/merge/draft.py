@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.errors import InputError
+from modelglue.errors import InputError, NotMergeable
 from modelglue.merge.config import MergeConfig, ModelEntry, same_model
 from modelglue.merge.heads import Heads
 from modelglue.merge.inputs import arrange
@@ -109,7 +109,20 @@ class Draft:
             found += [matcher.match(row, groups[row.group]) for row in rows]
             for model, lost in self._lost(name, rows, groups):
                 matcher.extra(model, lost)
-        return tuple(tensor for tensor in found if tensor is not None)
+        tensors = tuple(tensor for tensor in found if tensor is not None)
+        scopes = {
+            id(tensor.parameters): tensor.parameters
+            for tensor in tensors
+            if self._method.scope(tensor.parameters) == "model"
+        }
+        if len(scopes) > 1:
+            self.problems.append(
+                NotMergeable(
+                    f"parameters: {self._method.name} looks at the whole model here, so its "
+                    "parameters cannot vary from tensor to tensor. Set each to one value."
+                )
+            )
+        return tensors
 
     def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
         """The `config.json` to write."""
@@ -137,7 +150,7 @@ class Draft:
                 f"{self._config.base_model} is not merged: {self._method.name} has no use for a "
                 "base, which lends its configuration and tokenizer"
             )
-        return tuple(found)
+        return (*found, *(self.vocabulary.notes if self.vocabulary is not None else ()))
 
     def _groups(self, name: str) -> list[Group]:
         part = self._config.parts[name]

@@ -122,7 +122,7 @@ class Matcher:
             tuple(sources[:n]),
             sources[n] if group.base is not None else None,
             parameters,
-            self._statistics_of(sources[:n], specs, parameters),
+            self._statistics_of(sources[:n], specs, parameters, union),
             union,
         )
 
@@ -219,13 +219,27 @@ class Matcher:
         return specs[0].dtype
 
     def _statistics_of(
-        self, sources: Sequence[Source], specs: Sequence[TensorSpec], parameters: Mapping[str, Any]
+        self,
+        sources: Sequence[Source],
+        specs: Sequence[TensorSpec],
+        parameters: Mapping[str, Any],
+        union: RowUnion | None,
     ) -> tuple[Source | None, ...]:
         if self._statistics_key is None:
             return ()
         found: list[Source | None] = []
         named = [self._statistics_index.get(name) for name in parameters[self._statistics_key]]
         for source, spec, index in zip(sources, specs, named, strict=False):
+            if index is not None and union is not None:
+                self._problems.append(
+                    NotMergeable(
+                        f"{source.name}: vocabularies differ, and {self._method.name} has "
+                        "statistics of each model's own rows alone. Unite the models first."
+                    )
+                )
+            trouble = None if index is None else self._unfit(self._statistics[index], source.name)
+            if trouble:
+                self._problems.append(NotMergeable(trouble))
             has = None if index is None else self._statistics[index].tensors.get(source.name)
             found.append(None if has is None else Source(index, source.name))
             gram = self._method.statistics == "gram" and spec.shape
@@ -246,6 +260,22 @@ class Matcher:
                 )
             )
         return tuple(found)
+
+    def _unfit(self, statistics: Checkpoint, name: str) -> str | None:
+        """Why statistics cannot serve the method for one tensor."""
+        wanted = {"same": "fisher", "gram": "gram"}.get(self._method.statistics)
+        kind = statistics.config.get("kind")
+        if kind not in (None, wanted):
+            return (
+                f"{statistics.name} holds statistics of kind {kind}, {self._method.name} needs "
+                f"{wanted}."
+            )
+        if name in (statistics.config.get("transposed") or ()):
+            return (
+                f"{name}: the model stores it as [in, out], which {self._method.name} does not "
+                "merge. Leave this model out."
+            )
+        return None
 
     def _check(self, name: str, parameters: Mapping[str, Any]) -> None:
         if id(parameters) in self._checked:

@@ -9,7 +9,7 @@ import numpy as np
 
 from modelglue.errors import MergeError, ShapeMismatch
 from modelglue.merge.arrays import Array, floats, namespace
-from modelglue.merge.chunk import CHUNK, Chunk, Rows, ranges
+from modelglue.merge.chunk import Chunk, Rows, ranges
 from modelglue.merge.kernels.random import tensor_key
 from modelglue.merge.method import METHODS, Method
 from modelglue.registry import nearest
@@ -42,7 +42,7 @@ class InMemory:
         key: int = 0,
         statistics: Sequence[Array] = (),
         offset: int = 0,
-        size: int = CHUNK,
+        size: int | None = None,
     ) -> None:
         self.n, self.numel = models.shape
         self.shape = shape
@@ -104,7 +104,7 @@ def merge_tensors(
     *,
     statistics: Any = None,
     parameters: Mapping[str, Any],
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     name: str = "",
 ) -> Any:
     """Merge n tensors of one shape: what calling a method does; see `Method.__call__`.
@@ -128,6 +128,9 @@ def merge_tensors(
     values = resolve(method, parameters, len(models))
     if method.base == "required" and base is None:
         raise TypeError(f"{method.name} needs a base")
+    if (method.statistics != "none") != (statistics is not None):
+        wants = "needs" if statistics is None else "takes no"
+        raise TypeError(f"{method.name} {wants} statistics")
     least, most = method.models
     if not least <= len(models) <= (most or len(models)):
         raise ValueError(f"{method.name} takes {least} to {most or 'any number of'} tensors")

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from modelglue.merge.arrays import Array
-from modelglue.merge.chunk import Whole
+from modelglue.merge.chunk import Chunk, Whole
 from modelglue.registry import Registry
 
 
@@ -168,11 +170,22 @@ class Method:
         """Parameter values by name, as `combine` and `measure` take them."""
         return {p.keyword: values[p.name] for p in self.parameters if p.kind != "checkpoint"}
 
+    def first_pass(self, whole: Whole, values: Mapping[str, Any]) -> Any:
+        """What `measure` gives; None for a method that has none."""
+        if self.measure is None:
+            return None
+        with np.errstate(all="ignore"):  # what is not finite is counted in the result
+            return self.measure(whole, **self.keywords(values))
+
+    def merge(self, chunk: Chunk, measured: Any, values: Mapping[str, Any]) -> Array:
+        """What `combine` gives for a chunk: [k] float32."""
+        with np.errstate(all="ignore"):
+            return self.combine(chunk, measured, **self.keywords(values))
+
     def run(self, whole: Whole, values: Mapping[str, Any]) -> list[Array]:
-        """Measure, then combine chunk by chunk: the results in the order of the chunks."""
-        keywords = self.keywords(values)
-        measured = self.measure(whole, **keywords) if self.measure else None
-        return whole.map(lambda chunk: self.combine(chunk, measured, **keywords))
+        """Both passes: the results in the order of the chunks."""
+        measured = self.first_pass(whole, values)
+        return whole.map(lambda chunk: self.merge(chunk, measured, values))
 
     def __call__(
         self,

@@ -274,7 +274,10 @@ def _method_problems(config: MergeConfig, method: Method) -> list[str]:
 def _lacking(method: Method, levels: list[Settings], own: list[Settings], where: str) -> list[str]:
     problems = []
     for parameter in method.parameters:
-        if parameter.default is not None or parameter.optional:
+        some = any(parameter.name in settings for settings in own)
+        # A weight that only some have was most likely forgotten for the others.
+        partial = parameter.name == "weight" and some
+        if (parameter.default is not None and not partial) or parameter.optional:
             continue
         if any(parameter.name in level for level in levels):
             continue

@@ -6,7 +6,7 @@ plan: `stream` (to disk) and `resident` (into a live module).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.spec import TensorSpec, nbytes_of
-from modelglue.errors import InputError, MergeError
+from modelglue.errors import InputError
 from modelglue.merge.config import MergeConfig, same_model
 from modelglue.merge.describe import describe
 from modelglue.merge.draft import Draft
-from modelglue.merge.method import METHODS
 from modelglue.merge.problems import together
 from modelglue.merge.tensor_plan import FLOATING, Source, TensorPlan
 
@@ -103,23 +102,6 @@ class MergePlan:
     def describe(self) -> dict[str, Any]:
         """The whole plan as plain data: every output tensor and where it comes from."""
         return describe(self)
-
-    def checked_parameters(self, weights: Sequence[float]) -> dict[str, Any]:
-        """The parameters of all tensors with other weights, one a model.
-
-        For plans whose parameters don't vary from tensor to tensor.
-
-        Raises:
-            MergeError: their number is wrong, or the method cannot use them (a sum of 0, say).
-        """
-        shared = tuple(map(float, weights))
-        if len(shared) != len(self.models):
-            raise MergeError(f"{len(shared)} weights for {len(self.models)} models")
-        parameters = {**self.tensors[0].parameters, "weight": shared}
-        trouble = METHODS[self.method].check(parameters)
-        if trouble:
-            raise MergeError(f"parameters: {trouble}")
-        return parameters
 
 
 def make_plan(config: MergeConfig) -> MergePlan:

@@ -15,7 +15,7 @@ import numpy as np
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import UnsupportedCheckpoint
 from modelglue.merge.arrays import Array
-from modelglue.merge.chunk import CHUNK, Chunk, Rows, ranges
+from modelglue.merge.chunk import Chunk, Rows, ranges
 from modelglue.merge.kernels.random import tensor_key
 from modelglue.merge.plan import MergePlan, Source, TensorPlan
 from modelglue.merge.rows import runs
@@ -52,7 +52,8 @@ class Workspace:
         buffer = self._buffers.get(slot)
         if buffer is None or len(buffer) < nbytes:
             buffer = self._buffers[slot] = np.empty(nbytes, np.uint8)
-        return buffer[:nbytes].view(dtype).reshape(shape)
+        found: np.ndarray = buffer[:nbytes].view(dtype).reshape(shape)
+        return found
 
     def place(self, array: np.ndarray) -> Array:
         """The array as the kernels take it: itself, or float32 on the device."""
@@ -104,7 +105,7 @@ class TensorReader:
         width = self._width
         if self._tensor.union is not None:
             width = math.prod(self.shape[1:])
-        return list(ranges(self.numel, width, size=CHUNK))
+        return list(ranges(self.numel, width))
 
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
@@ -181,7 +182,7 @@ class TensorReader:
         raw = target
         if dtype != target.dtype:
             raw = self._workspace.array("raw", target.shape, dtype)
-        checkpoint.read_into(name, memoryview(raw), start=start * dtype.itemsize)
+        checkpoint.read_into(name, raw.data, start=start * dtype.itemsize)
         if raw is target:
             return
         if dtype == np.uint16:

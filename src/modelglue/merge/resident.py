@@ -87,8 +87,8 @@ class Resident:
             )
 
     @torch.no_grad()
-    def load(self, weights: Sequence[float | None]) -> None:
-        """Write the merge with these per-model weights into the module, in place.
+    def load(self, weights: Sequence[float | None] | None = None) -> None:
+        """Write the merge into the module, in place: the plan's, or one with these weights.
 
         Args:
             weights: one a model, in the plan's order; None leaves a model out, as if the plan did
@@ -98,10 +98,7 @@ class Resident:
             MergeError: their number is wrong, or the method cannot use them (a sum of 0, say).
             NonFiniteTensor: the result holds NaN or infinity.
         """
-        if len(weights) != len(self.plan.models):
-            raise MergeError(f"{len(weights)} weights for {len(self.plan.models)} models")
-        kept = [i for i, weight in enumerate(weights) if weight is not None]
-        tensors = [_only(tensor, kept, weights) for tensor in self._tensors]
+        kept, tensors = self._candidate(weights)
         measured = measure_models(
             tensors, lambda tensor, _, offset: self._whole(tensor, kept, offset)
         )
@@ -116,13 +113,24 @@ class Resident:
             found, offset = measured.get(tensor.name, (None, 0))
             whole = self._whole(tensor, kept, offset)
             method = METHODS[tensor.method]
-            keywords = method.keywords(tensor.parameters)
-            if method.measure is not None and found is None:
-                found = method.measure(whole, **keywords)
+            if found is None:
+                found = method.first_pass(whole, tensor.parameters)
             flat = target.view(-1)
             for start, stop in whole.ranges:
-                merged = method.combine(whole.read(start, stop), found, **keywords)
+                merged = method.merge(whole.read(start, stop), found, tensor.parameters)
                 _store(merged, flat[start:stop], tensor, workspace)
+
+    def _candidate(
+        self, weights: Sequence[float | None] | None
+    ) -> tuple[list[int], Sequence[TensorPlan]]:
+        """Which models, and the tensors' plans."""
+        if weights is None:
+            return list(range(len(self._tensors[0].sources))), self._tensors
+        if len(weights) != len(self._tensors[0].sources):
+            n = len(self._tensors[0].sources)
+            raise MergeError(f"{len(weights)} weights for {n} models")
+        kept = [i for i, weight in enumerate(weights) if weight is not None]
+        return kept, [_only(tensor, kept, weights) for tensor in self._tensors]
 
     def tensors(self) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
         """Tensor name → (what stands in the module now, the same tensor of each model)."""
@@ -197,7 +205,7 @@ def _store(merged: Array, target: Tensor, tensor: TensorPlan, workspace: Workspa
         result, bad = encode(merged, tensor.dtype, workspace)
         target.copy_(_tensor(result))
     else:
-        target.copy_(merged)
+        target.copy_(merged.view(-1))
         bad = int((~target.isfinite()).sum())
     if bad:
         raise NonFiniteTensor(f"{tensor.name}: {bad} entries of the merge are NaN or infinite")

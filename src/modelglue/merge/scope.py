@@ -124,10 +124,10 @@ def measure_models(
     found: dict[str, tuple[Any, int]] = {}
     for (name, _, _), group in groups.items():
         method = METHODS[name]
-        if method.measure is None or not any(map(wanted, group)):
+        if not any(map(wanted, group)):
             continue
         whole = Model(group, open_tensor, threads=threads, device=device)
-        measured = method.measure(whole, **method.keywords(group[0].parameters))
+        measured = method.first_pass(whole, group[0].parameters)
         for tensor, offset in zip(group, whole.offsets, strict=True):
             found[tensor.name] = measured, offset
     return found

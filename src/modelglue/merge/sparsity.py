@@ -47,7 +47,6 @@ def trim_to(
 def _factors(whole: Whole, trim: Trim) -> tuple[float, ...]:
     """Per model Σ|τ| / Σ|τ ⊙ m|."""
 
-    @np.errstate(all="ignore")  # what is not finite is counted in the result
     def sums(chunk: Chunk) -> list[tuple[float, float]]:
         xp, found = namespace(chunk.models), []
         for model, tau in enumerate(chunk.deltas):

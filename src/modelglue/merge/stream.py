@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import modelglue
+from modelglue.checkpoint.card import installed_versions
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.errors import NonFiniteTensor
+from modelglue.merge.arrays import namespace
 from modelglue.merge.chunk import CHUNK
 from modelglue.merge.crew import Crew, Job
 from modelglue.merge.method import METHODS
@@ -112,7 +113,7 @@ def purpose(plan: MergePlan, allow_nonfinite: bool) -> str | None:
     if None in stamps:
         return None
     digest = hashlib.sha256()
-    head = [modelglue.__version__, stamps, allow_nonfinite, dict(plan.output_config)]
+    head = [installed_versions()["modelglue"], stamps, allow_nonfinite, dict(plan.output_config)]
     digest.update(json.dumps(head, default=str).encode())
     for tensor in plan.tensors:
         digest.update(repr((tensor.name, tensor.method, tensor.sources, tensor.base)).encode())
@@ -143,8 +144,8 @@ class _Work:
             measured, offset = self.measured.get(tensor.name, (None, 0))
             reader = TensorReader(self.plan, tensor, workspace, offset=offset)
             method = METHODS[tensor.method]
-            if method.measure is not None and measured is None:
-                measured = method.measure(reader, **method.keywords(tensor.parameters))
+            if measured is None:
+                measured = method.first_pass(reader, tensor.parameters)
             jobs = [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
             return (
                 jobs
@@ -174,7 +175,7 @@ class _Work:
     ) -> None:
         method = METHODS[tensor.method]
         read = reader.read(*chunk)
-        merged = method.combine(read, measured, **method.keywords(tensor.parameters))
+        merged = method.merge(read, measured, tensor.parameters)
         result, bad = encode(merged, tensor.dtype, workspace)
         if bad:
             if self.nonfinite is None:
@@ -197,7 +198,7 @@ class _Work:
         if tensor.base is not None:
             parts.append((tensor.base, read.fp32_base))
         for source, numbers in parts:
-            bad = int((numbers - numbers != 0).sum())
+            bad = int((~namespace(numbers).isfinite(numbers)).sum())
             if bad:
                 name = self.plan.checkpoint(source).name
                 return (

@@ -47,6 +47,7 @@ def assemble(
         modelglue=modelglue.__version__,
         seconds=None if seconds is None else round(seconds, 1),
         models=tuple(_fates(session, choices, chosen, team)),
+        merge=session.config.merge.words(),
         similarity=similarity_map(clustering, [choice.members for choice in choices]),
         searches=search_paths(choices, chosen),
         routing=None
@@ -83,7 +84,7 @@ def _fates(
     for choice in final.values():
         for name in choice.members:
             checkpoint = session.inputs.models[name]
-            fate, reason = _fate(name, choice, team)
+            fate, reason = _fate(session, name, choice, team)
             fates[name] = ModelFate(
                 name=name,
                 path=str(checkpoint.path),
@@ -97,7 +98,7 @@ def _fates(
     return [fates[name] for name in session.config.names]
 
 
-def _fate(name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
+def _fate(session: Session, name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
     """What became of a model, and why."""
     weight = choice.coefficients.get(name)
     if weight is None:
@@ -108,7 +109,7 @@ def _fate(name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
         return "dropped", "the best of its family leads at no task"
     led = ", ".join(team.leads[choice.label]) or "prompts that were given for it"
     if len(choice.coefficients) > 1:
-        return "merged", f"weight {weight:.3f} in {choice.label}"
+        return "merged", f"{session.config.merge.share(weight)} in {choice.label}"
     return "expert", f"as it is, for {led}"
 
 

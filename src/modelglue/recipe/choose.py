@@ -151,7 +151,7 @@ def _choose(
     tasks = [task for task in session.inputs.tasks if task.name in names]
 
     def work(folder: Path) -> dict[str, Any]:
-        family = session.family(members)
+        family, formula = session.family(members), session.config.merge
         total = trials_at_most(len(members), session.config.strategies)
         best = float("-inf")
 
@@ -168,14 +168,20 @@ def _choose(
             tasks=names,
             on_trial=told,
         )
-        problem = Problem(members, objective, family.similarity)
+        problem = Problem(
+            members,
+            lambda candidate: objective(formula.canonical(candidate)),
+            family.similarity,
+            family.most,
+        )
         singles = {name: objective({name: 1.0}) for name in members}
         results: tuple[SearchResult, ...] = ()
         winner, coefficients = None, {members[0]: 1.0}
         if len(members) > 1:
             results = tuple(search(strategy, problem) for strategy in session.config.strategies)
             best_result = max(results, key=lambda result: result.score)
-            winner, coefficients = best_result.strategy, best_result.coefficients
+            winner = best_result.strategy
+            coefficients = formula.canonical(best_result.coefficients)
         return FamilyChoice(
             number, members, names, singles, results, winner, objective(coefficients), coefficients
         ).to_json()
@@ -192,7 +198,7 @@ def write_merge(session: Session, choice: FamilyChoice) -> Path:
     def work(folder: Path) -> dict[str, Any]:
         session.tell(stage, _recipe_of(choice.coefficients))
         execute(session.family(choice.members).plan(choice.coefficients), folder / "model")
-        return {"method": "linear", "coefficients": choice.coefficients}
+        return {"method": session.config.merge.method, "coefficients": choice.coefficients}
 
     session.run.stage(stage, work)
     return session.run.folder(stage) / "model"

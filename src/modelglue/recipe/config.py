@@ -5,6 +5,7 @@
     tasks:
       - {name: maths, kind: generate, extract: '#### *(-?[0-9]+)', max_new_tokens: 48,
          search: tasks/math.search.jsonl, report: tasks/math.report.jsonl}
+    merge: {method: ties, parameters: {density: 0.5}}
     output: runs/first
 
 Paths are relative to the file. Everything is checked here, all problems at once, before a model
@@ -14,12 +15,13 @@ is opened.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from modelglue.errors import ConfigError
 from modelglue.evaluate.task import Task, TaskConfig, task_problems
+from modelglue.recipe.formula import Formula, parse_formula
 from modelglue.registry import nearest
 from modelglue.search.problem import STRATEGIES
 from modelglue.yamlfile import read_yaml
@@ -55,6 +57,7 @@ class RecipeConfig:
         base: the model that the others were fine-tuned from; it gives merged models their
             configuration and tokenizer. By default each family's first model does.
         threshold: least cosine similarity within a family.
+        merge: the method by which models are merged, linear by default.
         strategies: the searches to run in each family; the best on the search items wins.
         device: where models run: cpu, cuda, cuda:1, mps …
         dtype: float32, bfloat16, float16, or auto (as stored).
@@ -69,6 +72,7 @@ class RecipeConfig:
     output: Path
     base: str | None = None
     threshold: float = 0.95
+    merge: Formula = field(default_factory=Formula)
     strategies: tuple[str, ...] = STRATEGY_DEFAULT
     device: str = "cpu"
     dtype: str = "auto"
@@ -89,6 +93,7 @@ class RecipeConfig:
             "base": self.base,
             "tasks": [task.to_mapping() for task in self.tasks],
             "output": str(self.output),
+            "merge": self.merge.to_mapping(),
             "search": {"strategies": list(self.strategies)},
         }
         for name in ("threshold", "device", "dtype", "batch_size", "unsafe_code", "title"):
@@ -111,7 +116,7 @@ SCALARS: dict[str, str] = {
     "unsafe_code": "true or false",
     "title": "text",
 }
-KEYS = ("models", "tasks", "output", "search", *SCALARS)
+KEYS = ("models", "tasks", "output", "merge", "search", *SCALARS)
 
 
 def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
@@ -144,12 +149,21 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
     given = {name: value[name] for name in SCALARS if value.get(name) is not None}
     problems += [p for name, setting in given.items() if (p := _scalar_problem(name, setting))]
     strategies = _strategies(value.get("search"), problems)
+    merge = parse_formula(value.get("merge"), [entry.name for entry in models], problems)
+    if merge.definition.needs_base and not merge.absorbs and not given.get("base"):
+        problems.append(f"base: {merge.method} needs the model that the others come from")
     if not isinstance(value.get("output"), str | Path):
         problems.append("output: missing; the folder to write the run to")
     if problems:
         raise ConfigError(problems)
     return RecipeConfig(
-        models, tasks, root / value["output"], strategies=strategies, root=root, **given
+        models,
+        tasks,
+        root / value["output"],
+        merge=merge,
+        strategies=strategies,
+        root=root,
+        **given,
     )
 
 

@@ -148,14 +148,15 @@ def contestants(
     """The rows of the final table: singles, uniform merges, heuristics, mixtures, glued model."""
     rows = []
     everything = mergeable_groups(session.inputs.models)[0]
-    if len(everything) > 1:
+    if _mergeable(session, everything):
         rows.append(_uniform("uniform merge of everything", everything, everything))
     for choice in choices:
         group = choice.members
         rows += [Contestant(name, "single", group, {name: 1.0}) for name in group]
         if len(group) > 1:
             which = f" {choice.number}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
-            rows.append(_uniform(f"uniform merge of the family{which}", group, group))
+            if _mergeable(session, group):
+                rows.append(_uniform(f"uniform merge of the family{which}", group, group))
             rows += [
                 Contestant(
                     f"{result.strategy}{which}",
@@ -185,6 +186,12 @@ def contestants(
             Contestant("glued model", "glued", sole.members, sole.coefficients, note=sole.label)
         )
     return rows
+
+
+def _mergeable(session: Session, group: tuple[str, ...]) -> bool:
+    """Whether the recipe's method can merge all of them at once."""
+    most = session.family(group).most if len(group) > 1 else 1
+    return len(group) > 1 and (most is None or len(group) <= most)
 
 
 def _uniform(name: str, group: tuple[str, ...], members: tuple[str, ...]) -> Contestant:

@@ -14,9 +14,9 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import SplitName, Task
-from modelglue.merge.config import MergeConfig, ModelEntry
 from modelglue.merge.plan import MergePlan, plan_of
 from modelglue.merge.resident import Resident
+from modelglue.recipe.formula import Formula
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Template:
     Attributes:
         reference: what the user wrote for it, for the model card.
         folder: where transformers can load it.
+        is_base: whether it is the model that the others were fine-tuned from.
     """
 
     checkpoint: Checkpoint
     reference: str
     folder: Path
+    is_base: bool = False
 
 
 class Family:
@@ -43,6 +45,8 @@ class Family:
         models: checkpoint by name; their order is the order of summing.
         references: what the user wrote for each, for the model card.
         template: see there.
+        formula: how they are merged.
+        root: what paths in the formula are relative to.
         folder_of: a model's name → a folder that transformers can load.
         load: a folder → the model in it.
     """
@@ -53,25 +57,42 @@ class Family:
         *,
         references: Mapping[str, str],
         template: Template,
+        formula: Formula,
+        root: Path,
         folder_of: Callable[[str], Path],
         load: Callable[[Path], HuggingFaceModel],
     ) -> None:
         self.models = dict(models)
         self._references = references
         self._template = template
+        self._formula = formula
+        self._root = root
         self._folder_of = folder_of
         self._load = load
         self._single: tuple[str, HuggingFaceModel] | None = None
         self._standing: dict[str, float] | None = None
 
-    def plan(self, coefficients: Mapping[str, float]) -> MergePlan:
+    @property
+    def most(self) -> int | None:
+        """How many of the models can be merged; 1 for a method without the base that it needs."""
+        lacks_base = self._formula.definition.needs_base and not self._template.is_base
+        return 1 if lacks_base and not self._formula.absorbs else self._formula.most
+
+    def plan(
+        self, coefficients: Mapping[str, float], *, formula: Formula | None = None
+    ) -> MergePlan:
         """The merge with these coefficients of just the models that have one."""
-        kept = [name for name in self.models if name in coefficients]
-        entries = tuple(
-            ModelEntry(self._references[name], {"weight": coefficients[name]}) for name in kept
+        formula = formula or self._formula
+        kept = {name: coefficients[name] for name in self.models if name in coefficients}
+        config = formula.config(
+            kept, self._references, template=self._template.reference, root=self._root
         )
-        config = MergeConfig("linear", entries, self._template.reference)
-        return plan_of(config, tuple(self.models[name] for name in kept), self._template.checkpoint)
+        base = formula.base(kept)
+        return plan_of(
+            config,
+            tuple(self.models[name] for name in kept if name != base),
+            self._template.checkpoint if base is None else self.models[base],
+        )
 
     @cached_property
     def _live(self) -> HuggingFaceModel:
@@ -79,11 +100,17 @@ class Family:
 
     @cached_property
     def _resident(self) -> Resident:
-        plan = self.plan(dict.fromkeys(self.models, 1.0))
+        """All models in memory; of a method that takes a few at a time, to compare with."""
+        formula = self._formula if self.most is None else Formula()
+        return self._held(self.plan(dict.fromkeys(self.models, 1.0), formula=formula))
+
+    def _held(self, plan: MergePlan) -> Resident:
         names = {id(checkpoint): name for name, checkpoint in self.models.items()}
 
         def load(checkpoint: Checkpoint) -> Module:
-            module: Module = self._load(self._folder_of(names[id(checkpoint)])).module
+            name = names.get(id(checkpoint))
+            folder = self._template.folder if name is None else self._folder_of(name)
+            module: Module = self._load(folder).module
             return module
 
         return Resident(plan, self._live.module, load=load)
@@ -102,7 +129,10 @@ class Family:
     def _merge(self, coefficients: Mapping[str, float]) -> None:
         if self._standing != dict(coefficients):
             self._standing = None
-            self._resident.load([coefficients.get(name, 0.0) for name in self.models])
+            if self.most is None:
+                self._resident.load([coefficients.get(name) for name in self.models])
+            else:
+                self._held(self.plan(coefficients)).load()
             self._standing = dict(coefficients)
 
     def score(
@@ -122,10 +152,12 @@ class Family:
 
         The mean over all attention and MLP matrices of the mean column-wise cosine.
         """
-        self._merge(coefficients)
-        column = list(self.models).index(name)
+        columns = [list(self.models).index(each) for each in (*coefficients, name)]
+        alone = len(coefficients) == 1
+        if not alone:
+            self._merge(coefficients)
         cosines = [
-            _column_cosine(merged, models[column].to(merged.device))
+            _column_cosine(models[columns[0]] if alone else merged, models[columns[-1]])
             for tensor, (merged, models) in self._resident.tensors().items()
             if merged.dim() >= 2 and place(tensor).role in ("attention", "mlp")
         ]
@@ -137,7 +169,7 @@ def _column_cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Two columns of zeros are alike, as `zoo.similarity` has it.
     """
-    a, b = a.float(), b.float()
+    a, b = a.float(), b.to(a.device).float()
     cosine = torch.cosine_similarity(a, b, dim=-2)
     alike = ~(a.any(dim=-2) | b.any(dim=-2))
     return torch.where(alike, 1.0, cosine).mean()

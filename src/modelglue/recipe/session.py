@@ -45,6 +45,8 @@ class Session:
                 {name: self.inputs.models[name] for name in key},
                 references={entry.name: entry.model for entry in self.config.models},
                 template=self._template(key),
+                formula=self.config.merge,
+                root=self.config.root,
                 folder_of=self.folder_of,
                 load=self._load,
             )
@@ -89,6 +91,6 @@ class Session:
         if base is not None and self.config.base and incompatibility(base, first) is None:
             place = self.run.folder("adapters") / "base"
             folder = place if place.exists() else materialise(base, place)
-            return Template(base, self.config.base, folder)
+            return Template(base, self.config.base, folder, is_base=True)
         (reference,) = (e.model for e in self.config.models if e.name == names[0])
         return Template(first, reference, self.folder_of(names[0]))

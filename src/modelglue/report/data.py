@@ -163,6 +163,7 @@ class RunReport:
     inputs: tuple[InputInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    merge: str = "linear"
 
     def to_json(self) -> dict[str, Any]:
         """A value that `json` can write; what is not finite becomes null, what is not text �."""

@@ -116,7 +116,7 @@ def best_scores(report: RunReport) -> dict[str, float]:
 
 
 def glance(report: RunReport) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) of the four or five things to know first."""
+    """(what, figure, remark) of the four or six things to know first."""
     best, glued = best_single(report), glued_row(report)
     facts: list[tuple[str, str, str]] = []
     if best and glued:
@@ -132,6 +132,9 @@ def glance(report: RunReport) -> list[tuple[str, str, str]]:
     used = [model for model in report.models if model.fate in ("merged", "expert")]
     dropped = sum(model.fate == "dropped" for model in report.models)
     facts.append(("Models used", f"{len(used)} of {len(report.models)}", f"{dropped} dropped"))
+    if any(model.fate == "merged" for model in report.models):
+        method, _, parameters_of = report.merge.partition(" with ")
+        facts.append(("Merged by", method, parameters_of or "the method of merging"))
     unmerged = next((row for row in report.table if row.kind == "mixture"), None)
     if unmerged and glued:
         remark = f"average, storing {parameters(unmerged.stored)} parameters"

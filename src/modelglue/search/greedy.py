@@ -43,6 +43,9 @@ def greedy(
     while waiting:
         candidate = next_candidate(incumbent, tuple(waiting))
         waiting.remove(candidate)
+        if problem.most is not None and len(incumbent) >= problem.most:
+            steps.append(Step(candidate, None, best, best, False, _full(problem.most)))
+            continue
         tried = {share: mix(incumbent, candidate, share) for share in shares(accepted)}
         scores = {share: score(mixture) for share, mixture in tried.items()}
         share = max(scores, key=lambda share: scores[share])
@@ -68,6 +71,11 @@ def mix(incumbent: Coefficients, candidate: str, share: float) -> dict[str, floa
 def by_score(incumbent: Coefficients, waiting: Sequence[str]) -> str:
     """The best of those that wait."""
     return waiting[0]
+
+
+def _full(most: int) -> str:
+    models = "one model" if most == 1 else f"{most} models"
+    return f"the method merges at most {models} here"
 
 
 def _reason(kept: bool, gain: float) -> str:

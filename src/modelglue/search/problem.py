@@ -31,11 +31,13 @@ class Problem:
             coefficients give the same scores.
         similarity: cosine similarity between a candidate and one model, for the strategies that
             order models by it.
+        most: how many models a candidate may have; None for any number.
     """
 
     names: tuple[str, ...]
     objective: Callable[[Coefficients], Scores]
     similarity: Callable[[Coefficients, str], float]
+    most: int | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def gram(whole: Whole, *, of: Of) -> np.ndarray:
         [n, n]; [n + 1, n + 1] for "all".
     """
     parts = whole.map(lambda chunk: backend(chunk).gram(chunk, of))
-    return np.stack(parts).sum(axis=0)
+    side = whole.n + (of == "all")
+    total: np.ndarray = np.stack([np.zeros((side, side)), *parts]).sum(axis=0)
+    return total
 
 
 def row_grams(whole: Whole, *, of: Of) -> np.ndarray:
@@ -62,7 +64,7 @@ def row_grams(whole: Whole, *, of: Of) -> np.ndarray:
 
     parts = whole.map(part)
     width = max(whole.shape[-1] if whole.shape else 1, 1)
-    side = parts[0][1].shape[-1]
+    side = whole.n + (of == "all")
     total = np.zeros((max(whole.numel // width, 1), side, side))
     for first, grams in parts:
         total[first : first + len(grams)] += grams

@@ -12,7 +12,6 @@ from modelglue.merge.method import Law, merge_method
 Measured = tuple[np.ndarray, np.float32]
 
 
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def _measure(whole: Whole, /) -> Measured:
     """Each row's divergence, and the importance from which on entries are taken."""
     rows = np.concatenate(whole.map(_divergence))
@@ -59,7 +58,6 @@ def _importance(chunk: Chunk, rows: np.ndarray) -> Array:
     models=(1, 1),
     measure=_measure,
 )
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def arcee_fusion(chunk: Chunk, measured: Measured, /) -> Array:
     """Take over the entries of the other model whose change is important, leave the base's.
 

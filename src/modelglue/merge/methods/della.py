@@ -1,7 +1,5 @@
 """DELLA: drop by rank of magnitude, elect signs, merge (Deep et al., 2406.11617)."""
 
-import numpy as np
-
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.method import Law, merge_method
@@ -41,7 +39,6 @@ from modelglue.merge.sparsity import consensus_sum, drawn_by_rank
     base="required",
     check=all_of(refuse_zero_sum, refuse_wide_epsilon),
 )
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def della(
     chunk: Chunk,
     measured: None,

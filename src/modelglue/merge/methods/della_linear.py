@@ -1,7 +1,5 @@
 """DELLA, linear: drop by rank of magnitude, rescale, add (Deep et al., 2406.11617)."""
 
-import numpy as np
-
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.method import Law, merge_method
@@ -36,7 +34,6 @@ from modelglue.merge.sparsity import drawn_by_rank
     base="required",
     check=all_of(refuse_zero_sum, refuse_wide_epsilon),
 )
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def della_linear(
     chunk: Chunk,
     measured: None,

@@ -19,7 +19,6 @@ def _refuse_zero_sum(parameters: Mapping[str, Any], /) -> str | None:
     return None
 
 
-@np.errstate(invalid="ignore")
 def _coefficients(
     whole: Whole, /, *, weight: tuple[float, ...], normalize_weights: bool, eps: float
 ) -> np.ndarray:

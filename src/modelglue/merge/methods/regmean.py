@@ -34,7 +34,6 @@ class Factor:
     grams: Sequence[Rows]
 
 
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def _factor(whole: Whole, /, *, weight: tuple[float, ...], alpha: float) -> Factor | None:
     if len(whole.shape) != 2 or len(whole.statistics) != whole.n:
         return None
@@ -80,7 +79,6 @@ def _shrunk(gram: Rows, start: int, stop: int, alpha: float, ridge: float) -> np
     measure=_factor,
     check=refuse_no_weight,
 )
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def regmean(
     chunk: Chunk, measured: Factor | None, /, *, weight: tuple[float, ...], alpha: float
 ) -> Array:

@@ -12,7 +12,6 @@ from modelglue.merge.sparsity import agreeing
 Measured = tuple[tuple[int, int] | None, tuple[float, ...]]
 
 
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def _measure(whole: Whole, /, *, select_topk: float, int8_mask: bool) -> Measured:
     """The cut in variance, and each model's share."""
     cut = None
@@ -66,7 +65,6 @@ def _selected(chunk: Chunk, cut: tuple[int, int] | None) -> list[Array]:
     base="required",
     measure=_measure,
 )
-@np.errstate(all="ignore")  # what is not finite is counted in the result
 def sce(chunk: Chunk, measured: Measured, /, *, select_topk: float, int8_mask: bool) -> Array:
     """Select, calculate, erase: average task vectors by their energy (arXiv 2408.07990).
 
