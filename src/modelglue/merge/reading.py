@@ -31,7 +31,7 @@ _STORED: dict[str, Any] = {
     "F32": np.float32,
     "F64": np.float64,
 }
-_RUN = 1024
+_RUN = 4096
 """Entries that a sample reads at a time."""
 
 

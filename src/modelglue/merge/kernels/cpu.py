@@ -109,14 +109,34 @@ def bits_of(magnitudes: np.ndarray) -> np.ndarray:
     return bits & np.uint32(0x7FFFFFFF)
 
 
-def scan(
-    bits: np.ndarray, low: int, high: int, room: int
-) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """How many bits are above, how many within low … high, and (if at most `room`) which, where."""
-    found, places = np.empty(room, np.uint32), np.empty(room, np.int64)
-    above, within = loops.scan(bits, np.uint32(low), np.uint32(high), found, places)
-    kept = within if within <= room else 0
-    return int(above), int(within), found[:kept].copy(), places[:kept].copy()
+Scanned = tuple[int, int, np.ndarray, np.ndarray]
+"""How many bits are above, how many within; of the latter (if at most `room`) which, and where."""
+
+
+def scan(bits: np.ndarray, low: int, high: int, room: int) -> Scanned:
+    """Look at bits [k] for what is above `high` and what lies in low … high."""
+    found, places = _room(room)
+    counts = loops.scan(bits, np.uint32(low), np.uint32(high), found, places)
+    return _scanned(counts, found, places)
+
+
+def scan_deltas(chunk: Chunk, model: int, low: int, high: int, room: int) -> Scanned:
+    """The same of `delta_bits`, in one pass."""
+    found, places = _room(room)
+    counts = loops.scan_deltas(
+        chunk.models[model], chunk.base, np.uint32(low), np.uint32(high), found, places
+    )
+    return _scanned(counts, found, places)
+
+
+def _room(room: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(room, np.uint32), np.empty(room, np.uint32)
+
+
+def _scanned(counts: np.ndarray, found: np.ndarray, places: np.ndarray) -> Scanned:
+    above, within, known = map(int, counts)
+    kept = known if known == within else 0
+    return above, within, found[:kept].copy(), places[:kept].astype(np.int64)
 
 
 def histogram(bits: np.ndarray, low: int, high: int, shift: int, bins: int) -> np.ndarray:

@@ -20,6 +20,9 @@ from modelglue.merge.kernels.dispatch import backend
 Bits = Callable[[Chunk], Array]
 """Magnitudes of a chunk's entries as the bits of float32."""
 
+Scanned = tuple[int, int, np.ndarray, np.ndarray]
+"""How many are above, how many within; of the latter (unless too many) which, and where."""
+
 HIGHEST = 0x7FFFFFFF
 _EVERY = np.iinfo(np.int64).max
 _ROOM = 1 << 16
@@ -41,8 +44,8 @@ class Cuts:
 
 def magnitude_cuts(whole: Whole, counts: Sequence[int]) -> Cuts:
     """Per model, the cut above which exactly `counts[i]` entries of |τᵢ| lie."""
-    readers = [_delta_reader(model) for model in range(whole.n)]
-    found = _find(whole, readers, counts)
+    searches = [_of_deltas(model, count) for model, count in enumerate(counts)]
+    found = _find(whole, searches)
     return Cuts(
         np.array([bits for bits, _ in found], np.uint32),
         np.array([last for _, last in found], np.int64),
@@ -64,7 +67,11 @@ def magnitudes_cut(whole: Whole, count: int, of: Callable[[Chunk], Array]) -> tu
     def read(chunk: Chunk) -> Array:
         return backend(chunk).bits_of(of(chunk))
 
-    return _find(whole, [read], [count])[0]
+    def scan(chunk: Chunk, low: int, high: int) -> Scanned:
+        scanned: Scanned = backend(chunk).scan(read(chunk), low, high, _ROOM)
+        return scanned
+
+    return _find(whole, [_Search(read, scan, count)])[0]
 
 
 def kept(magnitudes: Array, chunk: Chunk, cut: tuple[int, int]) -> Array:
@@ -78,18 +85,12 @@ def kept(magnitudes: Array, chunk: Chunk, cut: tuple[int, int]) -> Array:
     return above | ties
 
 
-def _delta_reader(model: int) -> Bits:
-    def read(chunk: Chunk) -> Array:
-        return backend(chunk).delta_bits(chunk, model)
-
-    return read
-
-
 @dataclass
 class _Search:
     """One cut that is looked for: in low … high there is the entry number `count` from the top."""
 
     read: Bits
+    scan: Callable[[Chunk, int, int], Scanned]
     count: int
     low: int = 0
     high: int = HIGHEST
@@ -99,6 +100,17 @@ class _Search:
     def shift(self) -> int:
         """Log₂ of a bin's width, so that the bins cover low … high."""
         return max(0, (self.high - self.low).bit_length() - _BINS_LOG2)
+
+
+def _of_deltas(model: int, count: int) -> _Search:
+    def read(chunk: Chunk) -> Array:
+        return backend(chunk).delta_bits(chunk, model)
+
+    def scan(chunk: Chunk, low: int, high: int) -> Scanned:
+        scanned: Scanned = backend(chunk).scan_deltas(chunk, model, low, high, _ROOM)
+        return scanned
+
+    return _Search(read, scan, count)
 
 
 @dataclass
@@ -112,8 +124,7 @@ class _Part:
     bins: np.ndarray | None
 
 
-def _find(whole: Whole, readers: Sequence[Bits], counts: Sequence[int]) -> list[tuple[int, int]]:
-    searches = [_Search(read, count) for read, count in zip(readers, counts, strict=True)]
+def _find(whole: Whole, searches: Sequence[_Search]) -> list[tuple[int, int]]:
     for search in searches:
         if search.count >= whole.numel:
             search.cut = (0, _EVERY)
@@ -151,12 +162,11 @@ def _narrow(whole: Whole, searches: Sequence[_Search]) -> None:
     def look(chunk: Chunk) -> list[_Part]:
         parts = []
         for search in searches:
-            kernels, bits = backend(chunk), search.read(chunk)
-            above, within, found, places = kernels.scan(bits, search.low, search.high, _ROOM)
+            above, within, found, places = search.scan(chunk, search.low, search.high)
             bins = None
             if within > len(found):
-                size = 1 << _BINS_LOG2
-                bins = kernels.histogram(bits, search.low, search.high, search.shift, size)
+                size, bits = 1 << _BINS_LOG2, search.read(chunk)
+                bins = backend(chunk).histogram(bits, search.low, search.high, search.shift, size)
             parts.append(_Part(above, within, found, places + (chunk.offset + chunk.start), bins))
         return parts
 
@@ -178,7 +188,8 @@ def _judge(whole: Whole, search: _Search, parts: Sequence[_Part]) -> None:
         places = np.concatenate([part.places for part in parts])
         value = int(np.partition(found, within - wanted)[within - wanted])
         ties = wanted - int((found > value).sum())
-        search.cut = (value, int(np.sort(places[found == value])[ties - 1]))
+        # Places ascend, as the chunks do.
+        search.cut = (value, int(places[found == value][ties - 1]))
     else:
         _narrow_to_bin(whole, search, parts, wanted)
 

@@ -153,6 +153,13 @@ def scan(bits: Tensor, low: int, high: int, room: int) -> tuple[int, int, np.nda
     return int((bits > high).sum()), within, found, places.cpu().numpy()
 
 
+def scan_deltas(
+    chunk: Chunk, model: int, low: int, high: int, room: int
+) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """The same of `delta_bits`."""
+    return scan(delta_bits(chunk, model), low, high, room)
+
+
 def histogram(bits: Tensor, low: int, high: int, shift: int, bins: int) -> np.ndarray:
     """How many bits within low … high lie in each bin of 2^shift: [bins] int64."""
     inside = bits[(bits >= low) & (bits <= high)] - low

@@ -16,7 +16,6 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _ZERO = np.float32(0)
 _S15, _S16 = np.uint32(15), np.uint32(16)
-_GROUP = 64
 
 _compiled = njit(nogil=True, cache=True)
 _reduction = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
@@ -332,6 +331,12 @@ def task_vector_sum(
 
 
 @_compiled
+def _magnitude(x):
+    for j in range(x.shape[0]):
+        x[j] &= _MAGNITUDE
+
+
+@_compiled
 def _above(x, high):
     total = np.uint32(0)
     for j in range(x.shape[0]):
@@ -340,11 +345,35 @@ def _above(x, high):
 
 
 @_compiled
-def _within(x, low, span):
+def _within(x, low, span, mask):
+    """Mark in [B] uint8 which of x are within; how many."""
     total = np.uint32(0)
     for j in range(x.shape[0]):
-        total += np.uint32(np.uint32(x[j] - low) <= span)
+        inside = np.uint32(x[j] - low) <= span
+        mask[j] = np.uint8(inside)
+        total += np.uint32(inside)
     return total
+
+
+@_compiled
+def _scan(x, low, high, start, mask, found, places, counts):
+    """Add to counts (above, within, found) what bits [B] hold; see `scan`."""
+    counts[0] += _above(x, high)
+    inside = _within(x, low, np.uint32(high - low), mask)
+    counts[1] += inside
+    if inside == 0 or counts[2] + inside > found.shape[0]:
+        return
+    w = counts[2]
+    # Few are within: eight marks are looked at together.
+    eights = mask.view(np.uint64)
+    for i in range((x.shape[0] + 7) // 8):
+        if eights[i]:
+            for j in range(8 * i, min(8 * i + 8, x.shape[0])):
+                if mask[j]:
+                    found[w] = x[j]
+                    places[w] = np.uint32(start + j)
+                    w += 1
+    counts[2] = w
 
 
 @_compiled
@@ -352,26 +381,32 @@ def scan(bits, low, high, found, places):
     """How many of bits [k] are above `high`, and which lie in low … high.
 
     Returns:
-        The two counts. The first of those within are in `found` with their places, as many as fit.
+        [3]: how many are above, within, and of these in `found` (with their places in `places`):
+        as many as fit.
     """
-    above = 0
-    within = 0
-    room = found.shape[0]
-    span = np.uint32(high - low)
-    for s in range(0, bits.shape[0], _GROUP):
-        x = bits[s : s + _GROUP]
-        above += _above(x, high)
-        inside = _within(x, low, span)
-        if inside:
-            if within + inside <= room:
-                w = within
-                for j in range(x.shape[0]):
-                    if np.uint32(x[j] - low) <= span:
-                        found[w] = x[j]
-                        places[w] = s + j
-                        w += 1
-            within += inside
-    return above, within
+    counts = np.zeros(3, np.int64)
+    mask = np.zeros(BLOCK, np.uint8)
+    for s in range(0, bits.shape[0], BLOCK):
+        _scan(bits[s : s + BLOCK], low, high, s, mask, found, places, counts)
+    return counts
+
+
+@_compiled
+def scan_deltas(model, base, low, high, found, places):
+    """The same of |model − base| as the bits of float32."""
+    counts = np.zeros(3, np.int64)
+    mask = np.zeros(BLOCK, np.uint8)
+    f = np.empty(BLOCK, np.float32)
+    b = np.empty(BLOCK, np.float32)
+    x = f.view(np.uint32)
+    for s in range(0, model.shape[0], BLOCK):
+        m = min(model.shape[0] - s, BLOCK)
+        _load(model[s : s + m], f[:m])
+        _load(base[s : s + m], b[:m])
+        _subtract(f[:m], b[:m])
+        _magnitude(x[:m])
+        _scan(x[:m], low, high, s, mask, found, places, counts)
+    return counts
 
 
 @_compiled
@@ -394,6 +429,4 @@ def magnitudes(model, base, out):
         _load(model[s:e], f[s:e])
         _load(base[s:e], scratch[: e - s])
         _subtract(f[s:e], scratch[: e - s])
-        x = out[s:e]
-        for j in range(x.shape[0]):
-            x[j] &= _MAGNITUDE
+        _magnitude(out[s:e])
