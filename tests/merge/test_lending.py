@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelglue.errors import NotMergeable
-from modelglue.merge.lending import BASE, NOBODY, Asked, Stored, row_union
+from modelglue.merge.vocabulary.lending import BASE, NOBODY, Asked, Stored, row_union
 
 WIDTH = 2
 

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from modelglue.errors import ConfigError
-from modelglue.merge.config import ModelEntry, TokenSource, load_config, parse_config, same_model
+from modelglue.merge.config.schema import (
+    ModelEntry,
+    TokenSource,
+    load_config,
+    parse_config,
+    same_model,
+)
 
 GOOD = {
     "merge_method": "linear",

@@ -22,12 +22,12 @@ from modelglue.errors import (
     OutputExists,
     ShapeMismatch,
 )
-from modelglue.merge.config import parse_config
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.engine.resident import Resident
+from modelglue.merge.engine.stream import execute
 from modelglue.merge.method import METHODS, Method
-from modelglue.merge.plan import MergePlan, make_plan
-from modelglue.merge.resident import Resident
+from modelglue.merge.plan.merge_plan import MergePlan, make_plan
 from modelglue.merge.run import merge
-from modelglue.merge.stream import execute
 
 
 def plan_for(models: list[Path], weights: list[float], **extra: object) -> MergePlan:

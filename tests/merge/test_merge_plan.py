@@ -21,8 +21,8 @@ from modelglue.errors import (
     ShapeMismatch,
     UnsupportedCheckpoint,
 )
-from modelglue.merge.config import parse_config
-from modelglue.merge.plan import MergePlan, Source, TensorPlan, make_plan
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan, make_plan
 
 UP = "model.layers.{}.mlp.up_proj.weight"
 
@@ -429,8 +429,8 @@ def test_a_plan_describes_every_tensor_as_plain_data(zoo: list[Path]) -> None:
 def test_planning_imports_neither_torch_nor_transformers(zoo: list[Path]) -> None:
     program = f"""
 import sys
-from modelglue.merge.config import parse_config
-from modelglue.merge.plan import make_plan
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.plan.merge_plan import make_plan
 config = {{"merge_method": "slerp", "models": {names(zoo[:2])!r}, "parameters": {{"t": [0, 1]}}}}
 make_plan(parse_config(config))
 sys.exit(any(name in sys.modules for name in ("torch", "transformers", "numba")))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from modelglue.merge.config import parse_config
+from modelglue.merge.config.schema import parse_config
 from modelglue.merge.run import merge
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelglue.merge.config.values import Conditional, Resolver, plain, read_setting, resolve
 from modelglue.merge.method import METHODS, Parameter
-from modelglue.merge.values import Conditional, Resolver, plain, read_setting, resolve
 
 NUMBER = Parameter("weight", "model", "a number", 1.0)
 WHOLE = Parameter("steps", "merge", "a whole number", 10, kind="integer")

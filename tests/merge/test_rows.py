@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelglue.merge.rows import Loans, RowUnion, runs
+from modelglue.merge.vocabulary.rows import Loans, RowUnion, runs
 
 
 @dataclass

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from modelglue import merge
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import Tokens, tokens_of, vocabulary
-from modelglue.merge.special_ids import followed, roles_of
-from modelglue.merge.tokenizer_config import TokenizerConfig
-from modelglue.merge.tokens import OutputTokens, Party, rows_of
-from modelglue.merge.vocabulary import unite
+from modelglue.merge.config.tokenizer import TokenizerConfig
+from modelglue.merge.vocabulary.special_ids import followed, roles_of
+from modelglue.merge.vocabulary.tokens import OutputTokens, Party, rows_of
+from modelglue.merge.vocabulary.vocabulary import unite
 
 
 @pytest.fixture(scope="module")

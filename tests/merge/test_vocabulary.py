@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 from modelglue import merge
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import ConfigError, NotMergeable
-from modelglue.merge.config import parse_config
-from modelglue.merge.plan import make_plan
-from modelglue.merge.tokenizer_config import TokenizerConfig, TokenSource
-from modelglue.merge.vocabulary import unite, vocabulary_tensors
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.config.tokenizer import TokenizerConfig, TokenSource
+from modelglue.merge.plan.merge_plan import make_plan
+from modelglue.merge.vocabulary.vocabulary import unite, vocabulary_tensors
 
 
 @pytest.fixture(scope="module")

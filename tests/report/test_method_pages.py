@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from modelglue.merge.config import parse_config
+from modelglue.merge.config.schema import parse_config
 from modelglue.merge.method import METHODS
 from modelglue.report.method_pages import example, pages, write_pages
 

@@ -29,6 +29,7 @@ def test_json_has_the_documented_keys_and_nothing_else():
         "inputs",
         "versions",
         "command",
+        "merge",
     ]
 
 

@@ -27,8 +27,8 @@ def merge(
 
     Killed at any moment, the same command goes on where it stopped.
     """
+    from modelglue.merge.engine.stream import execute
     from modelglue.merge.run import as_plan
-    from modelglue.merge.stream import execute
 
     if out.exists():
         raise OutputExists(f"{out} is there already; choose another folder")

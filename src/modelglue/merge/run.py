@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelglue.merge.config import MergeConfig, load_config, parse_config
-from modelglue.merge.plan import MergePlan, make_plan
-from modelglue.merge.stream import Progress, execute
+from modelglue.merge.config.schema import MergeConfig, load_config, parse_config
+from modelglue.merge.engine.stream import Progress, execute
+from modelglue.merge.plan.merge_plan import MergePlan, make_plan
 
 Mergeable = MergePlan | MergeConfig | Mapping[str, Any] | Path | str
 """Whatever asks for a merge: a plan, a configuration, the same as a mapping, or its YAML file."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import SplitName, Task
-from modelglue.merge.stream import execute
+from modelglue.merge.engine.stream import execute
 from modelglue.mixture.mix import mix
 from modelglue.recipe.estimate import trials_at_most
 from modelglue.recipe.inputs import refuse_changed

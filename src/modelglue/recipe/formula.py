@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelglue.merge.config import MergeConfig, ModelEntry
+from modelglue.merge.config.schema import MergeConfig, ModelEntry
+from modelglue.merge.config.values import Settings, read_setting
 from modelglue.merge.method import METHODS, Method
-from modelglue.merge.values import Settings, read_setting
 from modelglue.registry import nearest
 from modelglue.search.problem import Coefficients, canonical
 

@@ -14,8 +14,8 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import SplitName, Task
-from modelglue.merge.plan import MergePlan, plan_of
-from modelglue.merge.resident import Resident
+from modelglue.merge.engine.resident import Resident
+from modelglue.merge.plan.merge_plan import MergePlan, plan_of
 from modelglue.recipe.formula import Formula
 
 

@@ -18,13 +18,13 @@ from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.errors import NonFiniteTensor
 from modelglue.merge.arrays import namespace
 from modelglue.merge.chunk import CHUNK
-from modelglue.merge.crew import Crew, Job
+from modelglue.merge.engine.crew import Crew, Job
+from modelglue.merge.engine.provenance import provenance
+from modelglue.merge.engine.reading import TensorReader, Workspace
+from modelglue.merge.engine.scope import measure_models
+from modelglue.merge.engine.writing import encode
 from modelglue.merge.method import METHODS
-from modelglue.merge.plan import MergePlan, TensorPlan
-from modelglue.merge.provenance import provenance
-from modelglue.merge.reading import TensorReader, Workspace
-from modelglue.merge.scope import measure_models
-from modelglue.merge.writing import encode
+from modelglue.merge.plan.merge_plan import MergePlan, TensorPlan
 
 Progress = Callable[[int, int], None]
 """(elements written, elements to write)"""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from modelglue.merge.reading import Workspace
+from modelglue.merge.engine.reading import Workspace
 
 
 @dataclass(frozen=True, slots=True)

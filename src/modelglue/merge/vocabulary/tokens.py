@@ -22,8 +22,8 @@ from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.tokenizer import Tokens, tokenizer_file, tokens_of
 from modelglue.checkpoint.tokenizer_files import added_token, next_number, settings_of
 from modelglue.errors import NotMergeable
-from modelglue.merge.config import same_model
-from modelglue.merge.tokenizer_config import TokenizerConfig
+from modelglue.merge.config.schema import same_model
+from modelglue.merge.config.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True)

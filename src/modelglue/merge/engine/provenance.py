@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from modelglue.checkpoint.card import model_card
-from modelglue.merge.plan import MergePlan
+from modelglue.merge.plan.merge_plan import MergePlan
 
 
 def provenance(plan: MergePlan, name: str, nonfinite: Mapping[str, int] | None = None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from modelglue.merge.arrays import Array
-from modelglue.merge.reading import Workspace
+from modelglue.merge.engine.reading import Workspace
 
 _STORED: dict[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import InputError, NotMergeable
-from modelglue.merge.config import MergeConfig, ModelEntry, same_model
-from modelglue.merge.heads import Heads
-from modelglue.merge.inputs import arrange
-from modelglue.merge.match import Group, Matcher
-from modelglue.merge.output_config import Origin, output_config
-from modelglue.merge.slices import (
+from modelglue.merge.config.inputs import arrange
+from modelglue.merge.config.schema import MergeConfig, ModelEntry, same_model
+from modelglue.merge.config.values import Resolver, filters
+from modelglue.merge.plan.heads import Heads
+from modelglue.merge.plan.match import Group, Matcher
+from modelglue.merge.plan.output_config import Origin, output_config
+from modelglue.merge.plan.slices import (
     Layers,
     Row,
     Slice,
@@ -22,9 +23,8 @@ from modelglue.merge.slices import (
     stacked,
     whole,
 )
-from modelglue.merge.tensor_plan import TensorPlan
-from modelglue.merge.values import Resolver, filters
-from modelglue.merge.vocabulary import Vocabulary, unite, vocabulary_tensors
+from modelglue.merge.plan.tensor_plan import TensorPlan
+from modelglue.merge.vocabulary.vocabulary import Vocabulary, unite, vocabulary_tensors
 
 
 class Draft:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelglue.merge.config import TokenizerConfig, TokenSource, same_model
+from modelglue.merge.config.schema import TokenizerConfig, TokenSource, same_model
 from modelglue.registry import nearest
 
 _SECTION = ("source", "tokens", "pad_to_multiple_of")

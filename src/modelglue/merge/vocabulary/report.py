@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from modelglue.merge.lending import Asked
-from modelglue.merge.rows import Indices
-from modelglue.merge.tokens import OutputTokens
+from modelglue.merge.vocabulary.lending import Asked
+from modelglue.merge.vocabulary.rows import Indices
+from modelglue.merge.vocabulary.tokens import OutputTokens
 
 _EXAMPLES = 10
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelglue.merge.config import ModelEntry, SliceEntry, same_model
+from modelglue.merge.config.schema import ModelEntry, SliceEntry, same_model
 from modelglue.merge.method import Method
 
 

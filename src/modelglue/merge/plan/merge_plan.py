@@ -15,14 +15,14 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.spec import TensorSpec, nbytes_of
 from modelglue.errors import InputError
-from modelglue.merge.config import MergeConfig, same_model
-from modelglue.merge.describe import describe
-from modelglue.merge.draft import Draft
-from modelglue.merge.problems import together
-from modelglue.merge.tensor_plan import FLOATING, Source, TensorPlan
+from modelglue.merge.config.schema import MergeConfig, same_model
+from modelglue.merge.plan.describe import describe
+from modelglue.merge.plan.draft import Draft
+from modelglue.merge.plan.problems import together
+from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
 
 if TYPE_CHECKING:
-    from modelglue.merge.vocabulary import Vocabulary
+    from modelglue.merge.vocabulary.vocabulary import Vocabulary
 
 __all__ = ["FLOATING", "MergePlan", "Source", "TensorPlan", "make_plan", "plan_of"]
 

@@ -12,13 +12,13 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.spec import dtype_name
 from modelglue.errors import MergeError, NonFiniteTensor, NotMergeable
 from modelglue.merge.arrays import Array, namespace
+from modelglue.merge.engine.reading import TensorReader, Workspace
+from modelglue.merge.engine.scope import measure_models
+from modelglue.merge.engine.writing import encode
 from modelglue.merge.kernels.random import tensor_key
 from modelglue.merge.memory import InMemory, as_array
 from modelglue.merge.method import METHODS
-from modelglue.merge.plan import MergePlan, Source, TensorPlan
-from modelglue.merge.reading import TensorReader, Workspace
-from modelglue.merge.scope import measure_models
-from modelglue.merge.writing import encode
+from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan
 
 
 @dataclass(frozen=True)

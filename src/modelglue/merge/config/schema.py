@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from modelglue.errors import ConfigError
+from modelglue.merge.config.tokenizer import TokenizerConfig, TokenSource
+from modelglue.merge.config.values import Resolver, Settings, plain
 from modelglue.merge.method import METHODS, Method
-from modelglue.merge.tokenizer_config import TokenizerConfig, TokenSource
-from modelglue.merge.values import Resolver, Settings, plain
 from modelglue.yamlfile import read_yaml
 
 __all__ = [
@@ -204,7 +204,7 @@ def parse_config(value: object, *, root: Path = Path()) -> MergeConfig:
     Raises:
         ConfigError: with every problem, its key path and the nearest valid spelling.
     """
-    from modelglue.merge.parse import parse
+    from modelglue.merge.config.parse import parse
 
     return parse(value, root=root)
 

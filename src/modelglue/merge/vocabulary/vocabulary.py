@@ -29,11 +29,12 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file
 from modelglue.checkpoint.tokenizer_files import edited, other_files, settings_of, tokenizer_files
 from modelglue.errors import ConfigError
-from modelglue.merge.lending import BASE, Asked, Stored, asked_of, row_union
-from modelglue.merge.rows import Indices, RowUnion
-from modelglue.merge.special_ids import followed, roles_of
-from modelglue.merge.tokenizer_config import TokenizerConfig
-from modelglue.merge.tokens import (
+from modelglue.merge.config.tokenizer import TokenizerConfig
+from modelglue.merge.vocabulary.lending import BASE, Asked, Stored, asked_of, row_union
+from modelglue.merge.vocabulary.report import padding_report, sentences, united_report
+from modelglue.merge.vocabulary.rows import Indices, RowUnion
+from modelglue.merge.vocabulary.special_ids import followed, roles_of
+from modelglue.merge.vocabulary.tokens import (
     OutputTokens,
     moved,
     output_tokens,
@@ -42,7 +43,6 @@ from modelglue.merge.tokens import (
     sizes,
     stored_rows,
 )
-from modelglue.merge.vocabulary_report import padding_report, sentences, united_report
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ import numpy as np
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import NotMergeable
-from modelglue.merge.config import same_model
-from modelglue.merge.rows import Indices, Loans, RowUnion
-from modelglue.merge.tokenizer_config import TokenizerConfig, TokenSource
-from modelglue.merge.tokens import OutputTokens, Party
+from modelglue.merge.config.schema import same_model
+from modelglue.merge.config.tokenizer import TokenizerConfig, TokenSource
+from modelglue.merge.vocabulary.rows import Indices, Loans, RowUnion
+from modelglue.merge.vocabulary.tokens import OutputTokens, Party
 from modelglue.registry import nearest
 
 BASE = -1

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from modelglue.merge.chunk import CHUNK
 
 if TYPE_CHECKING:
-    from modelglue.merge.plan import MergePlan
-    from modelglue.merge.tensor_plan import Source, TensorPlan
+    from modelglue.merge.plan.merge_plan import MergePlan
+    from modelglue.merge.plan.tensor_plan import Source, TensorPlan
 
 
 def describe(plan: MergePlan) -> dict[str, Any]:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from modelglue.errors import ConfigError
-from modelglue.merge.config import (
+from modelglue.merge.config.inputs import arrange, arrangement_problems, twice
+from modelglue.merge.config.parse_tokenizer import parse_tokenizer, reference
+from modelglue.merge.config.schema import (
     DTYPES,
     MergeConfig,
     ModelEntry,
     ModuleEntry,
     SliceEntry,
 )
-from modelglue.merge.inputs import arrange, arrangement_problems, twice
+from modelglue.merge.config.values import Resolver, Setting, Settings, read_setting
 from modelglue.merge.method import METHODS, Method
-from modelglue.merge.parse_tokenizer import parse_tokenizer, reference
-from modelglue.merge.values import Resolver, Setting, Settings, read_setting
 from modelglue.registry import nearest
 
 KEYS = (

@@ -14,13 +14,13 @@ from modelglue.errors import (
     ShapeMismatch,
     UnsupportedCheckpoint,
 )
-from modelglue.merge.heads import Heads
+from modelglue.merge.config.values import Resolver
 from modelglue.merge.method import Method
-from modelglue.merge.rows import RowUnion
-from modelglue.merge.slices import Row
-from modelglue.merge.tensor_plan import FLOATING, Source, TensorPlan
-from modelglue.merge.values import Resolver
-from modelglue.merge.vocabulary import Vocabulary
+from modelglue.merge.plan.heads import Heads
+from modelglue.merge.plan.slices import Row
+from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
+from modelglue.merge.vocabulary.rows import RowUnion
+from modelglue.merge.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import Any, Protocol, TypeVar
 
 from modelglue.merge.arrays import namespace
 from modelglue.merge.chunk import Chunk, Rows, Whole
-from modelglue.merge.crew import Crew, Job
+from modelglue.merge.engine.crew import Crew, Job
+from modelglue.merge.engine.reading import Workspace
 from modelglue.merge.method import METHODS
-from modelglue.merge.plan import TensorPlan
-from modelglue.merge.reading import Workspace
+from modelglue.merge.plan.merge_plan import TensorPlan
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from modelglue.errors import UnsupportedCheckpoint
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Rows, ranges
 from modelglue.merge.kernels.random import tensor_key
-from modelglue.merge.plan import MergePlan, Source, TensorPlan
-from modelglue.merge.rows import runs
+from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan
+from modelglue.merge.vocabulary.rows import runs
 
 if TYPE_CHECKING:
     import torch

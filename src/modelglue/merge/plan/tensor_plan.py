@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelglue.merge.rows import RowUnion
+    from modelglue.merge.vocabulary.rows import RowUnion
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 

@@ -1,0 +1,1 @@
+"""What a user asks for: mergekit's YAML, read and checked."""

@@ -1,0 +1,1 @@
+"""A plan carried out: to disk, or into a live module."""

@@ -1,0 +1,1 @@
+"""Configuration → every output tensor resolved and checked, no weight read yet."""

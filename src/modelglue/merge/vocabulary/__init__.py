@@ -1,0 +1,1 @@
+"""Models whose vocabularies differ, united token by token."""
