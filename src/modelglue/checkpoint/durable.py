@@ -4,6 +4,7 @@ What was written is carried to the disk in the background every so many bytes, w
 disk busy while work goes on; only then are finished tensors noted in a small file beside it.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -49,21 +50,32 @@ class Durable:
         with self._condition:
             self._pending.append(name)
 
-    def stop(self, *, flush: bool) -> None:
-        """End; with `flush`, what is pending is synced and noted first."""
+    def halt(self) -> None:
+        """End the work in the background; what is pending stays so.
+
+        Raises:
+            OSError: a sync failed. The system tells that once: another sync would succeed.
+        """
         with self._condition:
             self._stopped = True
             self._condition.notify()
         self._thread.join()
-        try:
-            if flush and self._error is None:
+        if self._error is not None:
+            raise self._error
+
+    def close(self, *, flush: bool) -> None:
+        """End; with `flush`, what is pending is synced and noted first, if that can be done."""
+        # What cannot be synced is not noted, and will be made again.
+        with contextlib.suppress(OSError):
+            self.halt()
+            if flush:
                 self._note()
-        finally:
-            self._file.close()
+        self._file.close()
 
     def remove(self) -> None:
         """Drop the note: the checkpoint is whole."""
         self._path.unlink(missing_ok=True)
+        self._file.close()
 
     def _run(self) -> None:
         while True:
@@ -73,7 +85,7 @@ class Durable:
                     return
             try:
                 self._note()
-            except OSError as error:  # the writer's own sync at the end will say so
+            except OSError as error:  # `halt` says so
                 self._error = error
                 return
 

@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.coverage import Coverage
-from modelglue.checkpoint.durable import Durable
+from modelglue.checkpoint.durable import FINISHED, Durable
 from modelglue.checkpoint.layout import Shard, plan_shards
+from modelglue.checkpoint.output_file import PAGE, OutputFile
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
 from modelglue.checkpoint.spec import TensorSpec, dtype_name
 from modelglue.checkpoint.staging import PURPOSE, Staging
@@ -64,10 +65,11 @@ class CheckpointWriter:
         self.finished: frozenset[str] = frozenset()
         self._purpose = purpose
         self._durable: Durable | None = None
+        self._again: set[str] = set()
         self._shards = plan_shards(layout, max_shard_bytes, {"format": "pt", **(metadata or {})})
         self._coverage = Coverage({name: spec.nbytes for name, spec in self._specs()})
-        self._places: dict[str, tuple[int, TensorSpec]] = {}
-        self._descriptors: list[int] = []
+        self._places: dict[str, tuple[OutputFile, TensorSpec]] = {}
+        self._files: list[OutputFile] = []
         self._staging: Staging | None = None
         self._lock = threading.Lock()
 
@@ -119,19 +121,32 @@ class CheckpointWriter:
         dense = tensor.detach().cpu().contiguous()
         self.write_bytes(name, tensor_bytes(dense), start=start_row * spec.row_nbytes)
 
+    def phase(self, name: str, start: int = 0) -> int:
+        """Where in a page the tensor's byte `start` lies: bytes that lie so in memory go faster."""
+        _, spec = self._place(name)
+        return (spec.offset + start) % PAGE
+
     def write_bytes(self, name: str, data: memoryview | bytes, *, start: int = 0) -> None:
         """Write the tensor's bytes from byte `start` on, from any thread."""
-        descriptor, spec = self._place(name)
+        file, spec = self._place(name)
         view = memoryview(data).cast("B")
         end = start + len(view)
         if start < 0 or end > spec.nbytes:
             raise ValueError(f"{name}: bytes {start} to {end} lie outside of its {spec.nbytes}")
-        self._pwrite(descriptor, view, spec.offset + start)
+        self._write(file, view, spec.offset + start)
         # Only now: what failed to be written is still missing.
-        if self._coverage.add(name, start, end) and self._durable is not None:
-            self._durable.finish(name)
+        whole = self._coverage.add(name, start, end)
         if self._durable is not None:
+            if whole and name not in self._again:
+                self._durable.finish(name)
             self._durable.wrote(len(view))
+
+    def again(self, name: str) -> None:
+        """Keep a tensor, some of which is still to be written, out of a later writer's `finished`.
+
+        For one of which there is more to tell than its bytes.
+        """
+        self._again.add(name)
 
     def commit(
         self,
@@ -164,11 +179,11 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"cannot commit {self.out}: {missing}")
         folder = self._staging.folder
-        if self._durable is not None:
-            self._durable.stop(flush=False)
         try:
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
+            if self._durable is not None:
+                self._durable.halt()
+            for file in self._files:
+                file.sync()
             for name, data in self._beside(config, files_from, card, extra).items():
                 _write_durably(folder / name, data)
             if self._durable is not None:
@@ -191,7 +206,7 @@ class CheckpointWriter:
     def _specs(self) -> list[tuple[str, TensorSpec]]:
         return [(spec.name, spec) for shard in self._shards for spec in shard.tensors]
 
-    def _place(self, name: str) -> tuple[int, TensorSpec]:
+    def _place(self, name: str) -> tuple[OutputFile, TensorSpec]:
         if self._staging is None:
             raise ValueError("the writer is not open: write inside its with statement")
         if name not in self._places:
@@ -207,12 +222,10 @@ class CheckpointWriter:
             )
         try:
             for shard in self._shards:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(folder / shard.name, flags, 0o666)
-                self._descriptors.append(descriptor)
-                _allocate(descriptor, shard.nbytes)
-                self._pwrite(descriptor, memoryview(shard.header), 0)
-                self._places.update({spec.name: (descriptor, spec) for spec in shard.tensors})
+                file = OutputFile(folder / shard.name, create=shard.nbytes)
+                self._files.append(file)
+                self._write(file, memoryview(shard.header), 0)
+                self._places.update({spec.name: (file, spec) for spec in shard.tensors})
         except OSError as error:
             self._raise(error)
 
@@ -220,18 +233,17 @@ class CheckpointWriter:
         """Open what an earlier writer left; False, with the folder emptied, if it is not right."""
         try:
             for shard in self._shards:
-                descriptor = os.open(folder / shard.name, os.O_RDWR | os.O_CLOEXEC)
-                self._descriptors.append(descriptor)
-                header = os.pread(descriptor, len(shard.header), 0)
-                if header != shard.header or os.fstat(descriptor).st_size != shard.nbytes:
+                file = OutputFile(folder / shard.name)
+                self._files.append(file)
+                if file.read(len(shard.header)) != shard.header or file.nbytes != shard.nbytes:
                     raise FileNotFoundError(errno.ENOENT, "half-made", shard.name)
-                self._places.update({spec.name: (descriptor, spec) for spec in shard.tensors})
+                self._places.update({spec.name: (file, spec) for spec in shard.tensors})
         except OSError:
             self._close()
-            for path in folder.iterdir():
-                if path.is_file() and path.name != PURPOSE:
-                    path.unlink()
+            _clear(folder, keep={PURPOSE})
             return False
+        # A commit that was cut short left files beside the weights; they may be others by now.
+        _clear(folder, keep={PURPOSE, FINISHED, *(shard.name for shard in self._shards)})
         return True
 
     def _go_on(self, folder: Path) -> None:
@@ -241,14 +253,12 @@ class CheckpointWriter:
             self._coverage.add(name, 0, self._places[name][1].nbytes)
 
     def _sync(self) -> None:
-        for descriptor in self._descriptors:
-            os.fdatasync(descriptor)
+        for file in self._files:
+            file.sync(data_only=True)
 
-    def _pwrite(self, descriptor: int, view: memoryview, offset: int) -> None:
+    def _write(self, file: OutputFile, view: memoryview, offset: int) -> None:
         try:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(descriptor, view[done:], offset + done)
+            file.write(view, offset)
         except OSError as error:
             self._raise(error)
 
@@ -287,12 +297,12 @@ class CheckpointWriter:
     def _close(self) -> None:
         with self._lock:
             self._places = {}
-            while self._descriptors:
-                os.close(self._descriptors.pop())
+            while self._files:
+                self._files.pop().close()
 
     def _abandon(self, *, keep: bool = False) -> None:
         if self._durable is not None:
-            self._durable.stop(flush=keep)
+            self._durable.close(flush=keep)
             self._durable = None
         self._close()
         if self._staging is not None:
@@ -303,13 +313,12 @@ class CheckpointWriter:
             self._staging = None
 
 
-def _allocate(descriptor: int, nbytes: int) -> None:
-    try:
-        os.posix_fallocate(descriptor, 0, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(descriptor, nbytes)
+def _clear(folder: Path, *, keep: Collection[str]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in keep:
+            path.unlink()
 
 
 def _write_durably(path: Path, data: str | bytes) -> None:

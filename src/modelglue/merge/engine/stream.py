@@ -9,15 +9,19 @@ before everything else where it measures the whole model.
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from modelglue.checkpoint.card import installed_versions
+from modelglue.checkpoint.spec import nbytes_of
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.errors import NonFiniteTensor
-from modelglue.merge.arrays import namespace
 from modelglue.merge.chunk import CHUNK
+from modelglue.merge.engine.blame import blame
 from modelglue.merge.engine.crew import Crew, Job
 from modelglue.merge.engine.provenance import provenance
 from modelglue.merge.engine.reading import TensorReader, Workspace
@@ -25,6 +29,7 @@ from modelglue.merge.engine.scope import measure_models
 from modelglue.merge.engine.writing import encode
 from modelglue.merge.method import METHODS
 from modelglue.merge.plan.merge_plan import MergePlan, TensorPlan
+from modelglue.merge.vocabulary.rows import RowUnion
 
 Progress = Callable[[int, int], None]
 """(elements written, elements to write)"""
@@ -94,6 +99,7 @@ def execute(
             work.jobs(todo),
             on_done=None if progress is None else lambda done: progress(before + done, total),
         )
+        nonfinite = {name: nonfinite[name] for name in plan.layout if name in nonfinite}
         writer.commit(
             config=plan.output_config,
             files_from=None if plan.tokenizer is not None else plan.template,
@@ -104,7 +110,7 @@ def execute(
 
 
 def purpose(plan: MergePlan, allow_nonfinite: bool) -> str | None:
-    """What identifies the output: the plan, and every input file by place, size, time and inode.
+    """What identifies the weights: the plan, and every input file by place, size, time and inode.
 
     None where an input cannot be told from another that may take its place a moment later.
     """
@@ -118,7 +124,17 @@ def purpose(plan: MergePlan, allow_nonfinite: bool) -> str | None:
     for tensor in plan.tensors:
         digest.update(repr((tensor.name, tensor.method, tensor.sources, tensor.base)).encode())
         digest.update(repr((tensor.dtype, sorted(tensor.parameters.items()))).encode())
+        digest.update(repr((tensor.shape, tensor.statistics)).encode())
+        if tensor.union is not None:
+            for indices in _rows(tensor.union):
+                digest.update(b"none" if indices is None else indices.tobytes())
     return digest.hexdigest()
+
+
+def _rows(union: RowUnion) -> list[np.ndarray | None]:
+    loans = union.loans
+    filled = np.array([union.filled])
+    return [*union.models, union.base, loans.rows, *loans.models, loans.base, filled]
 
 
 @dataclass
@@ -129,6 +145,7 @@ class _Work:
     writer: CheckpointWriter
     measured: Mapping[str, tuple[object, int]]
     nonfinite: dict[str, int] | None
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     def jobs(self, tensors: list[TensorPlan]) -> list[Job]:
         """One a tensor; where the method measures, the largest first, so that none ends alone."""
@@ -176,12 +193,16 @@ class _Work:
         method = METHODS[tensor.method]
         read = reader.read(*chunk)
         merged = method.merge(read, measured, tensor.parameters)
-        result, bad = encode(merged, tensor.dtype, workspace)
+        start = nbytes_of(tensor.dtype, (chunk[0],))
+        phase = self.writer.phase(tensor.name, start)
+        result, bad = encode(merged, tensor.dtype, workspace, phase=phase)
         if bad:
             if self.nonfinite is None:
-                raise NonFiniteTensor(self._blame(tensor, chunk, workspace))
-            self.nonfinite[tensor.name] = self.nonfinite.get(tensor.name, 0) + bad
-        start = chunk[0] * result.itemsize
+                raise NonFiniteTensor(blame(self.plan, tensor, chunk, workspace))
+            # Made again where a killed merge goes on, which would not know the count.
+            self.writer.again(tensor.name)
+            with self.counting:
+                self.nonfinite[tensor.name] = self.nonfinite.get(tensor.name, 0) + bad
         self.writer.write_bytes(tensor.name, result.data, start=start)
 
     def _copy(self, tensor: TensorPlan) -> None:
@@ -191,22 +212,3 @@ class _Work:
         for part in self.plan.checkpoint(source).chunks(source.name, size=_COPY):
             self.writer.write_bytes(tensor.name, part, start=start)
             start += len(part)
-
-    def _blame(self, tensor: TensorPlan, chunk: tuple[int, int], workspace: Workspace) -> str:
-        read = TensorReader(self.plan, tensor, workspace).read(*chunk)
-        parts = [*zip(tensor.sources, read.fp32, strict=True)]
-        if tensor.base is not None:
-            parts.append((tensor.base, read.fp32_base))
-        for source, numbers in parts:
-            bad = int((~namespace(numbers).isfinite(numbers)).sum())
-            if bad:
-                name = self.plan.checkpoint(source).name
-                return (
-                    f"{tensor.name}: {name} holds values that are NaN or infinite ({bad} of those "
-                    f"from number {chunk[0]:,} to {chunk[1]:,}). Leave it out, or go on with "
-                    "--allow-nonfinite."
-                )
-        return (
-            f"{tensor.name}: the result does not fit {tensor.dtype}. Look at the weights, or write "
-            "dtype: float32."
-        )
