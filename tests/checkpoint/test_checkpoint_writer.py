@@ -139,7 +139,7 @@ def test_an_output_made_meanwhile_by_another_is_not_touched(tmp_path: Path) -> N
 
 def test_a_disk_too_small_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
     layout = {"huge": ("F32", (1 << 40, 1 << 10))}
-    with pytest.raises(OutOfSpace, match=r"4,503,599,627,370,6.. bytes"):
+    with pytest.raises(OutOfSpace, match=r"4,503,599,627,374,592 bytes"):
         CheckpointWriter(tmp_path / "out", layout).__enter__()
     assert os.listdir(tmp_path) == []
 

@@ -28,7 +28,10 @@ class Durable:
     def __init__(self, folder: Path, sync: Callable[[], None]) -> None:
         self._path = folder / FINISHED
         self._sync = sync
-        self.finished = frozenset(_read(self._path))
+        lines = _lines(self._path)
+        self.finished = frozenset(line[:-1].decode() for line in lines)
+        if self._path.exists():  # else the next name would go on in a torn line
+            os.truncate(self._path, sum(map(len, lines)))
         self._file = self._path.open("a", encoding="utf-8")
         self._condition = threading.Condition()
         self._pending: list[str] = []
@@ -65,12 +68,14 @@ class Durable:
 
     def close(self, *, flush: bool) -> None:
         """End; with `flush`, what is pending is synced and noted first, if that can be done."""
-        # What cannot be synced is not noted, and will be made again.
-        with contextlib.suppress(OSError):
-            self.halt()
-            if flush:
-                self._note()
-        self._file.close()
+        try:
+            # What cannot be synced is not noted, and will be made again.
+            with contextlib.suppress(OSError):
+                self.halt()
+                if flush:
+                    self._note()
+        finally:
+            self._file.close()
 
     def remove(self) -> None:
         """Drop the note: the checkpoint is whole."""
@@ -100,9 +105,11 @@ class Durable:
             os.fsync(self._file.fileno())
 
 
-def _read(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines; none where the file is no text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        content.decode()
     except (OSError, ValueError):
         return []
-    return text.split("\n")[:-1]
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]

@@ -100,7 +100,9 @@ class CheckpointWriter:
     ) -> None:
         # Stopped from outside, not by anything wrong with the work: it may go on later.
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | CheckpointError | OSError)
-        self._abandon(keep=self._purpose is not None and stopped)
+        # A sync that failed once may succeed the next time, with the bytes lost: no more of them.
+        flush = not isinstance(error, OSError)
+        self._abandon(keep=self._purpose is not None and stopped, flush=flush)
 
     def write(self, name: str, tensor: torch.Tensor, *, start_row: int = 0) -> None:
         """Write rows of a tensor (all of them, or some from `start_row` on), from any thread.
@@ -300,17 +302,19 @@ class CheckpointWriter:
             while self._files:
                 self._files.pop().close()
 
-    def _abandon(self, *, keep: bool = False) -> None:
-        if self._durable is not None:
-            self._durable.close(flush=keep)
-            self._durable = None
-        self._close()
-        if self._staging is not None:
-            if keep:
-                self._staging.keep()
-            else:
-                self._staging.remove()
-            self._staging = None
+    def _abandon(self, *, keep: bool = False, flush: bool = False) -> None:
+        durable, self._durable = self._durable, None
+        staging, self._staging = self._staging, None
+        try:
+            if durable is not None:
+                durable.close(flush=keep and flush)
+        finally:
+            self._close()
+            if staging is not None:
+                if keep:
+                    staging.keep()
+                else:
+                    staging.remove()
 
 
 def _clear(folder: Path, *, keep: Collection[str]) -> None:

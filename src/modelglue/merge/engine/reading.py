@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from modelglue.checkpoint.output_file import PAGE
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import UnsupportedCheckpoint
 from modelglue.merge.arrays import Array
@@ -46,13 +47,16 @@ class Workspace:
         self.device = device
         self._buffers: dict[str, np.ndarray] = {}
 
-    def array(self, slot: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array over the buffer of that name; what it held is lost."""
+    def array(self, slot: str, shape: tuple[int, ...], dtype: Any, *, phase: int = 0) -> np.ndarray:
+        """An array over the buffer of that name, which begins so many bytes into a page.
+
+        What the buffer held is lost.
+        """
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         buffer = self._buffers.get(slot)
-        if buffer is None or len(buffer) < nbytes:
-            buffer = self._buffers[slot] = np.empty(nbytes, np.uint8)
-        found: np.ndarray = buffer[:nbytes].view(dtype).reshape(shape)
+        if buffer is None or len(buffer) < nbytes + PAGE:
+            buffer = self._buffers[slot] = _pages(nbytes + PAGE)
+        found: np.ndarray = buffer[phase : phase + nbytes].view(dtype).reshape(shape)
         return found
 
     def place(self, array: np.ndarray) -> Array:
@@ -240,3 +244,9 @@ class _Statistics:
     def read(self, start: int, stop: int) -> np.ndarray:
         found: torch.Tensor = self._checkpoint.read(self._name, slice(start, stop))
         return found.float().numpy()
+
+
+def _pages(nbytes: int) -> np.ndarray:
+    """[nbytes] uint8 that begin a page."""
+    room = np.empty(nbytes + PAGE, np.uint8)
+    return room[-room.ctypes.data % PAGE :][:nbytes]

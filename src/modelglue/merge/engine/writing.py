@@ -7,16 +7,24 @@ import numpy as np
 from modelglue.merge.arrays import Array
 from modelglue.merge.engine.reading import Workspace
 
-_STORED: dict[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+_STORED: dict[str, Any] = {
+    "BF16": np.uint16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 
 
-def encode(merged: Array, dtype: str, workspace: Workspace) -> tuple[np.ndarray, int]:
+def encode(
+    merged: Array, dtype: str, workspace: Workspace, *, phase: int = 0
+) -> tuple[np.ndarray, int]:
     """Cast [k] float32 once, and count what is NaN or infinite after it.
 
     Args:
         merged: of numpy or torch.
         dtype: as safetensors calls it.
         workspace: for the result, which the next call overwrites.
+        phase: how many bytes into a page the result shall begin.
 
     Returns:
         [k] ready to be written (bfloat16 as uint16), and the count.
@@ -25,11 +33,11 @@ def encode(merged: Array, dtype: str, workspace: Workspace) -> tuple[np.ndarray,
 
     if not isinstance(merged, np.ndarray):
         merged = merged.cpu().numpy()
+    stored = workspace.array("out", merged.shape, _STORED[dtype], phase=phase)
     if dtype == "BF16":
-        bits = workspace.array("out", merged.shape, np.uint16)
-        return bits, int(loops.encode(merged, bits))
+        return stored, int(loops.encode(merged, stored))
     with np.errstate(over="ignore"):
-        cast = merged.astype(_STORED[dtype], copy=False)
+        stored[:] = merged
     if dtype == "F32":
-        return cast, int(loops.count_nonfinite(merged))
-    return cast, int(np.count_nonzero(~np.isfinite(cast)))
+        return stored, int(loops.count_nonfinite(stored))
+    return stored, int(np.count_nonzero(~np.isfinite(stored)))

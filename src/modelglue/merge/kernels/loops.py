@@ -13,6 +13,7 @@ from numba.extending import overload
 
 BLOCK = 1024
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+_SIGNED_MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _ZERO = np.float32(0)
 _S15, _S16 = np.uint32(15), np.uint32(16)
@@ -156,12 +157,31 @@ def grams(models, base, minus_base, width, first, out):
 
 @_compiled
 def _cut(t, bits, last, above):
-    """Set to 0 what is not above the cut, or (above=False) what is."""
-    x = t.view(np.uint32)
-    for j in range(x.shape[0]):
-        b = x[j] & _MAGNITUDE
-        over = (b > bits) | ((b == bits) & (np.int64(j) <= last))
-        x[j] = x[j] if over == above else np.uint32(0)
+    """Set to 0 what is not above the cut, or (above=False) what is.
+
+    Magnitudes have 31 bits: compared as signed numbers, four bytes each.
+    """
+    m = t.shape[0]
+    limit = np.int32(min(bits, _MAGNITUDE))
+    if last >= m - 1:
+        _cut_at(t, np.int32(limit - np.int32(1)), above)
+    elif last < 0:
+        _cut_at(t, limit, above)
+    else:
+        # The last tie lies in here.
+        _cut_at(t[: last + 1], np.int32(limit - np.int32(1)), above)
+        _cut_at(t[last + 1 :], limit, above)
+
+
+@_compiled
+def _cut_at(t, limit, above):
+    x = t.view(np.int32)
+    if above:
+        for j in range(x.shape[0]):
+            x[j] = x[j] if (x[j] & _SIGNED_MAGNITUDE) > limit else np.int32(0)
+    else:
+        for j in range(x.shape[0]):
+            x[j] = x[j] if (x[j] & _SIGNED_MAGNITUDE) <= limit else np.int32(0)
 
 
 @_compiled
@@ -208,7 +228,7 @@ def _weigh_counting(t, w, elected):
 @_compiled
 def _add_agreeing(t, elected, out):
     for j in range(t.shape[0]):
-        same = (t[j] > _ZERO) if elected[j] >= _ZERO else (t[j] < _ZERO)
+        same = (t[j] > _ZERO) == (elected[j] >= _ZERO)
         out[j] += t[j] if same else _ZERO
 
 
@@ -230,18 +250,6 @@ def _divide(out, divisor):
 def _finish(base, scale, out):
     for j in range(out.shape[0]):
         out[j] = base[j] + scale * out[j]
-
-
-@_compiled
-def _poison(t, poison):
-    """Remember in [B] uint32 where t is not finite; how often it is."""
-    x = t.view(np.uint32)
-    bad = np.uint32(0)
-    for j in range(x.shape[0]):
-        here = np.uint32((x[j] & _MAGNITUDE) >= _INFINITE)
-        poison[j] |= here
-        bad += here
-    return bad
 
 
 @_compiled
@@ -283,19 +291,17 @@ def task_vector_sum(
     t = np.empty((n, BLOCK), np.float32)
     elected = np.empty(BLOCK, np.float32)
     counted = np.empty(BLOCK, np.float32)
-    poison = np.empty(BLOCK, np.uint32)
     for s in range(0, k, BLOCK):
         m = min(k - s, BLOCK)
         o = out[s : s + m]
         _load(base[s : s + m], b[:m])
         elected[:] = _ZERO
-        poison[:] = np.uint32(0)
         bad = np.uint32(0)
         for i in range(n):
             ti = t[i, :m]
             _load(models[i, s : s + m], ti)
             _subtract(ti, b[:m])
-            bad += _poison(ti, poison[:m])
+            bad += count_nonfinite(ti)
             if keep_bits.shape[0]:
                 _cut(ti, keep_bits[i], keep_last[i] - start - s, True)
             if drop_bits.shape[0]:
@@ -325,9 +331,17 @@ def task_vector_sum(
                 _divide(o, counted[:m])
         _finish(b[:m], scale, o)
         if bad:
-            for j in range(m):
-                if poison[j]:
-                    o[j] = np.float32(np.nan)
+            for i in range(n):
+                _load(models[i, s : s + m], t[i, :m])
+                _poison(t[i, :m], b[:m], o)
+
+
+@_compiled
+def _poison(f, b, out):
+    """Set out to NaN where f − b is not finite."""
+    for j in range(f.shape[0]):
+        if not np.isfinite(f[j] - b[j]):
+            out[j] = np.float32(np.nan)
 
 
 @_compiled
@@ -361,18 +375,17 @@ def _scan(x, low, high, start, mask, found, places, counts):
     counts[0] += _above(x, high)
     inside = _within(x, low, np.uint32(high - low), mask)
     counts[1] += inside
-    if inside == 0 or counts[2] + inside > found.shape[0]:
+    if inside == 0 or counts[2] + inside >= found.shape[0]:
         return
     w = counts[2]
-    # Few are within: eight marks are looked at together.
+    # Few are within: eight marks are looked at together, and what is not marked is overwritten.
     eights = mask.view(np.uint64)
     for i in range((x.shape[0] + 7) // 8):
         if eights[i]:
             for j in range(8 * i, min(8 * i + 8, x.shape[0])):
-                if mask[j]:
-                    found[w] = x[j]
-                    places[w] = np.uint32(start + j)
-                    w += 1
+                found[w] = x[j]
+                places[w] = np.uint32(start + j)
+                w += np.int64(mask[j])
     counts[2] = w
 
 
