@@ -46,12 +46,15 @@ def counted(call: Callable[..., Any], number: int, act: Callable[..., Any]) -> C
     return wrapped
 
 
-def half(writer: CheckpointWriter, name: str, data: Any, *, start: int = 0) -> None:
-    """Write the first half alone."""
-    view = memoryview(data).cast("B")
-    descriptor, spec = writer._place(name)
-    os.pwrite(descriptor, view[: len(view) // 2], spec.offset + start)
-    die()
+def tear(*_: Any, **__: Any) -> None:
+    """Let half of what is written next get to the file, and no more."""
+    write = os.pwrite
+
+    def half(descriptor: int, view: memoryview, offset: int) -> None:
+        write(descriptor, view[: len(view) // 2], offset)
+        die()
+
+    os.pwrite = half
 
 
 def lagging(call: Callable[..., None]) -> Callable[..., None]:
@@ -81,7 +84,7 @@ def arm(moment: str) -> None:
         case "write":
             write = counted(write, int(number), lambda *_, **__: die())
         case "torn":
-            write = counted(write, int(number), half)
+            write = counted(write, int(number), tear)
         case "ctrl-c":
             stop = signal.SIGINT
             write = counted(write, int(number), lambda *_, **__: os.kill(os.getpid(), stop))
