@@ -4,7 +4,7 @@ A sample tells between which two magnitudes the cut must be, with a wide margin;
 what is above and collects what is between, and the cut is among those. Where the sample was wrong
 or very many entries are equal, a histogram of what is between narrows it, pass by pass: the bits of
 a float32 order as its magnitude does, so bins are exact and at most three passes end it.
-Equal magnitudes at the cut: the lower flat index is kept.
+What is small is looked at as a whole. Equal magnitudes at the cut: the lower flat index is kept.
 """
 
 import math
@@ -27,6 +27,7 @@ HIGHEST = 0x7FFFFFFF
 _EVERY = np.iinfo(np.int64).max
 _ROOM = 1 << 16
 _BINS_LOG2 = 16
+_SMALL = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _find(whole: Whole, searches: Sequence[_Search]) -> list[tuple[int, int]]:
             search.cut = (0, _EVERY)
         elif search.count <= 0:
             search.cut = (0xFFFFFFFF, -1)
+    if whole.numel <= _SMALL and _open(searches):
+        _at_once(whole, _open(searches))
     _bracket(whole, _open(searches))
     while pending := _open(searches):
         _narrow(whole, pending)
@@ -138,6 +141,21 @@ def _find(whole: Whole, searches: Sequence[_Search]) -> list[tuple[int, int]]:
 
 def _open(searches: Sequence[_Search]) -> list[_Search]:
     return [search for search in searches if search.cut is None]
+
+
+def _at_once(whole: Whole, searches: Sequence[_Search]) -> None:
+    """The cuts of a small whole: all its magnitudes side by side."""
+
+    def look(chunk: Chunk) -> list[Array]:
+        # A copy: chunks share their memory.
+        return [np.array(backend(chunk).to_numpy(search.read(chunk))) for search in searches]
+
+    looked = whole.map(look)
+    for number, search in enumerate(searches):
+        bits = np.concatenate([parts[number] for parts in looked])
+        value = np.partition(bits, len(bits) - search.count)[len(bits) - search.count]
+        ties = search.count - int((bits > value).sum())
+        search.cut = (int(value), int(np.flatnonzero(bits == value)[ties - 1]))
 
 
 def _bracket(whole: Whole, searches: Sequence[_Search]) -> None:
