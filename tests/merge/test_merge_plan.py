@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hollow
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -418,12 +419,62 @@ def test_a_plan_describes_every_tensor_as_plain_data(zoo: list[Path]) -> None:
     plan = plan_of("ties", models=names(zoo[:2]), base_model=str(zoo[3]))
     described = json.loads(json.dumps(plan.describe()))
     assert described["bytes_to_read"] == 3 * plan.models[0].nbytes
-    assert 2**20 < described["memory"] / (os.cpu_count() or 1) < 2**25
+    assert [model["name"] for model in described["models"]] == ["a", "b", "d"]
+    assert described["measured"] == "tensor"
     assert described["bytes_to_write"] == plan.models[0].nbytes
     found = next(t for t in described["tensors"] if t["name"] == UP.format(1))
     assert found["sources"] == [{"model": name, "tensor": UP.format(1)} for name in "ab"]
     assert found["base"] == {"model": "d", "tensor": UP.format(1)}
     assert found["parameters"]["weight"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+def test_the_memory_that_a_plan_tells_is_about_what_the_merge_takes(
+    tmp_path: Path, method: str
+) -> None:
+    shapes = {f"model.layers.{layer}.up.weight": (3000, 1024) for layer in range(4)}
+    numbers = np.random.default_rng(0)
+    for name in ("base", "a", "b", "c", "d"):
+        file = hollow.save(tmp_path / name, shapes) / "model.safetensors"
+        noise = numbers.standard_normal(4 * 3000 * 1024, dtype=np.float32).view(np.uint32) >> 16
+        with file.open("r+b") as stream:
+            stream.seek(-2 * len(noise), os.SEEK_END)
+            stream.write(noise.astype(np.uint16).tobytes())
+    config: dict[str, Any] = {"merge_method": method, "models": [*"abcd"]}
+    if method != "linear":
+        config |= {"base_model": "base", "parameters": {"density": 0.5}}
+    program = f"""
+import os, threading, time
+from pathlib import Path
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.engine.stream import execute
+from modelglue.merge.plan.merge_plan import make_plan
+import modelglue.merge.kernels.loops
+def private():
+    with open("/proc/self/status") as file:
+        return next(int(l.split()[1]) * 1024 for l in file if l.startswith("RssAnon"))
+plan = make_plan(parse_config({config!r}, root=Path({str(tmp_path)!r})))
+done, peak, start = threading.Event(), [0], private()
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], private())
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+execute(plan, Path({str(tmp_path / "out")!r}) / str(os.getpid()), threads=2)
+done.set()
+watcher.join()
+print((peak[0] - start) / plan.describe(threads=2)["memory"])
+"""
+    (tmp_path / "out").mkdir()
+    for _ in range(2):  # the first may compile the loops, which takes more
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert 0.6 < float(run.stdout) < 1.2
 
 
 def test_planning_imports_neither_torch_nor_transformers(zoo: list[Path]) -> None:

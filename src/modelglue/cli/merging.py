@@ -34,9 +34,10 @@ def merge(
         raise OutputExists(f"{out} is there already; choose another folder")
     plan = as_plan(config)
     if dry_run:
-        from modelglue.report.listings import print_plan
+        from modelglue.report.plan_tables import print_plan
 
-        print_json(plan.describe()) if as_json else print_plan(plan.describe())
+        described = plan.describe(threads=threads)
+        print_json(described) if as_json else print_plan(described)
         return
     from modelglue.report.progress import bytes_progress
 

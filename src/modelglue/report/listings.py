@@ -1,5 +1,6 @@
-"""What the smaller commands show: checkpoints, plans, methods, estimates, scores, as tables."""
+"""What the smaller commands show: checkpoints, methods, estimates, scores, as tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,11 @@ from rich.text import Text
 
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval
+from modelglue.merge.method import Law
 from modelglue.report import words
 from modelglue.report.markup import clean
+from modelglue.report.method_pages import BASE, count_of, default_of, range_of
 from modelglue.report.terminal import table_of, wide_console
-
-MAX_TENSORS = 24
 
 
 def print_descriptions(descriptions: Sequence[Mapping[str, Any]]) -> None:
@@ -25,33 +26,14 @@ def print_descriptions(descriptions: Sequence[Mapping[str, Any]]) -> None:
     _print(table)
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
-    """A merge plan: where every output tensor comes from, and the bytes to move."""
-    table = table_of(f"{plan['method']} of {', '.join(plan['models'])}", ["Tensor"])
-    for title in ("Shape", "Dtype", "Parameters"):
-        table.add_column(title, overflow="fold")
-    for tensor in plan["tensors"][:MAX_TENSORS]:
-        parameters = ", ".join(f"{name} {value}" for name, value in tensor["parameters"].items())
-        table.add_row(
-            Text(clean(tensor["name"])),
-            "×".join(map(str, tensor["shape"])),
-            tensor["dtype"],
-            Text(clean(parameters)),
-        )
-    rest = len(plan["tensors"]) - MAX_TENSORS
-    table.caption = (f"… and {rest} more tensors; " if rest > 0 else "") + (
-        f"reads {_bytes(plan['bytes_to_read'])}, writes {_bytes(plan['bytes_to_write'])}"
-    )
-    _print(table)
-
-
 def print_methods(methods: Sequence[Mapping[str, Any]]) -> None:
-    """All methods, a line each."""
-    table = table_of("Merge methods", ["Method", "Parameters", "What it does"])
+    """All methods, a line each, however wide the terminal."""
+    console = wide_console()
+    width = max(len(method["name"]) for method in methods)
     for method in methods:
-        names = ", ".join(parameter["name"] for parameter in method["parameters"])
-        table.add_row(method["name"], names, Text(method["summary"]))
-    _print(table)
+        does = re.sub(r" \([^()]*\d{4}\.\d{5}\)$", "", method["summary"].rstrip("."))
+        console.print(Text(f"{method['name']:<{width}}  {does}"), soft_wrap=True)
+    console.print(Text("\nmodelglue methods NAME shows one with its formula and its parameters."))
 
 
 def print_method(method: Mapping[str, Any]) -> None:
@@ -59,16 +41,24 @@ def print_method(method: Mapping[str, Any]) -> None:
     console = wide_console()
     console.print(Text(f"{method['name']}\n", style="bold"))
     console.print(Text(method["formula"] + "\n"))
-    table = table_of("Parameters", ["Name", "One for each", "Default", "Range", "Meaning"])
+    console.print(Text(f"Models: {count_of(method)}. Base: {BASE[method['base']]}.\n"))
+    table = table_of("Parameters", ["Name", "One for"])
+    table.add_column("Default", no_wrap=True)
+    table.add_column("Range", max_width=24)
+    table.add_column("Meaning")
     for parameter in method["parameters"]:
-        low, high = parameter["low"], parameter["high"]
-        limits = "" if low is None and high is None else f"{_open(low)} … {_open(high)}"
-        default = "must be given" if parameter["default"] is None else str(parameter["default"])
-        table.add_row(
-            parameter["name"], parameter["per"], default.lower(), limits, parameter["help"]
-        )
-    console.print(table)
-    console.print(Text(f"Laws: {', '.join(method['laws']).replace('_', ' ')}"))
+        cells = (default_of(parameter), range_of(parameter), parameter["help"])
+        table.add_row(parameter["name"], f"each {parameter['per']}", *map(Text, cells))
+    console.print(table if method["parameters"] else "It has no parameters.")
+    laws = {law.name.lower(): law.value for law in Law}
+    console.print(Text("Laws", style="bold"))
+    for law in method["laws"]:
+        console.print(Text(f"  {law.replace('_', '-')}: {laws[law]}"))
+    if not method["laws"]:
+        console.print("  none")
+    papers = re.findall(r"\b\d{4}\.\d{5}\b", method["formula"])
+    for paper in dict.fromkeys(papers):
+        console.print(Text(f"Source: https://arxiv.org/abs/{paper}"))
 
 
 def print_estimate(stages: Sequence[Mapping[str, Any]]) -> None:
@@ -79,10 +69,10 @@ def print_estimate(stages: Sequence[Mapping[str, Any]]) -> None:
     table.add_column("What", overflow="fold")
     for stage in stages:
         numbers = [f"{stage[key]:,}" if stage[key] else "" for key in ("evaluations", "items")]
-        sizes = [_bytes(stage[key]) if stage[key] else "" for key in ("memory", "disk")]
+        sizes = [size(stage[key]) if stage[key] else "" for key in ("memory", "disk")]
         table.add_row(stage["stage"], *numbers, *sizes, Text(clean(stage["text"])))
     total = sum(stage["disk"] for stage in stages)
-    table.caption = f"disk in all {_bytes(total)}; memory is of weights alone"
+    table.caption = f"disk in all {size(total)}; memory is of weights alone"
     _print(table)
 
 
@@ -111,17 +101,13 @@ def _print(table: Table) -> None:
     wide_console().print(table)
 
 
-def _open(bound: float | None) -> str:
-    return "" if bound is None else f"{bound:g}"
-
-
 def _cell(key: str, value: Any) -> Text:
     if value is None:
         return Text("–")
     if key == "parameters":
         return Text(words.parameters(value))
     if key == "nbytes":
-        return Text(_bytes(value))
+        return Text(size(value))
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, Mapping | list | tuple):
@@ -129,7 +115,8 @@ def _cell(key: str, value: Any) -> Text:
     return Text(clean(str(value)))
 
 
-def _bytes(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in the unit that fits."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

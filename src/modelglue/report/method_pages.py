@@ -41,7 +41,7 @@ def pages() -> dict[str, str]:
 def index(methods: Sequence[Description]) -> str:
     """The table of all methods, and what their laws mean."""
     rows = [
-        [f"[{m['name']}]({m['name']}.md)", m["summary"].rstrip("."), _count(m), m["base"]]
+        [f"[{m['name']}]({m['name']}.md)", m["summary"].rstrip("."), count_of(m), m["base"]]
         for m in methods
     ]
     laws = [[_words(law.name), law.value] for law in Law]
@@ -71,7 +71,7 @@ def page(method: Description) -> str:
     return _document(
         f"# {method['name']}",
         method["formula"],
-        f"Models: {_count(method)}. Base: {BASE[method['base']]}.",
+        f"Models: {count_of(method)}. Base: {BASE[method['base']]}.",
         *([_table(titles, rows)] if rows else ["It has no parameters."]),
         f"Laws: {laws} ([what they mean](README.md#laws)).",
         "```yaml\n" + yaml.safe_dump(example(method), sort_keys=False).strip() + "\n```",
@@ -104,18 +104,18 @@ def _entry(name: str, method: Description, own: Mapping[str, Any]) -> dict[str, 
     return {"model": name} | ({"parameters": values} if values else {})
 
 
-def _default(parameter: Description) -> str:
-    if parameter["kind"] == "checkpoint":
-        return "must be given"
+def default_of(parameter: Description) -> str:
+    """What holds where the configuration is silent."""
     if parameter["default"] is None:
         return "none" if parameter["optional"] else "must be given"
-    return f"`{str(parameter['default']).lower()}`"
+    return str(parameter["default"]).lower()
 
 
-def _range(parameter: Description) -> str:
+def range_of(parameter: Description) -> str:
+    """Which values are allowed."""
     low, high, kind = parameter["low"], parameter["high"], parameter["kind"]
     if kind in ("boolean", "choice"):
-        return ", ".join(f"`{c}`" for c in parameter["choices"] or ("true", "false"))
+        return ", ".join(parameter["choices"] or ("true", "false"))
     if low is None and high is None:
         return {"checkpoint": "a path or name", "integer": "any whole number"}.get(kind, "any")
     above = "above" if parameter["above"] else "at least"
@@ -123,11 +123,23 @@ def _range(parameter: Description) -> str:
     return f"{above} {low}" if high is None else f"at most {high}" if low is None else both
 
 
-def _count(method: Description) -> str:
+def count_of(method: Description) -> str:
+    """How many models it takes."""
     least, most = method["models"]
     return (
         f"{least} or more" if most is None else str(least) if least == most else f"{least}–{most}"
     )
+
+
+def _default(parameter: Description) -> str:
+    default = default_of(parameter)
+    return default if parameter["default"] is None else f"`{default}`"
+
+
+def _range(parameter: Description) -> str:
+    if parameter["kind"] in ("boolean", "choice"):
+        return ", ".join(f"`{choice}`" for choice in range_of(parameter).split(", "))
+    return range_of(parameter)
 
 
 def _words(law: str) -> str:

@@ -6,21 +6,40 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from modelglue.merge.chunk import CHUNK
+from modelglue.merge.method import METHODS
 
 if TYPE_CHECKING:
+    from modelglue.checkpoint.reader import Checkpoint
     from modelglue.merge.plan.merge_plan import MergePlan
     from modelglue.merge.plan.tensor_plan import Source, TensorPlan
 
+_LOOPS = 16 << 20
+"""What the compiled loops and the interpreter take beside buffers."""
 
-def describe(plan: MergePlan) -> dict[str, Any]:
-    """The whole plan: every output tensor and where it comes from, and what it will take."""
+# One loop from the stored values to the result. What others hold beside it is not known.
+_FUSED = frozenset(
+    "linear task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties slerp fisher "
+    "model_stock nuslerp multislerp karcher passthrough".split()
+)
+
+
+def describe(plan: MergePlan, *, threads: int | None = None) -> dict[str, Any]:
+    """The whole plan: every output tensor and where it comes from, and what it will take.
+
+    Args:
+        plan: what to describe.
+        threads: for the memory; by default one a core.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
     return {
         "method": plan.method,
-        "models": [model.name for model in plan.models],
+        "models": _models(plan),
         "base": plan.base.name if plan.base else None,
-        "statistics": [statistics.name for statistics in plan.statistics],
+        "statistics": [_statistics(statistics) for statistics in plan.statistics],
+        "measured": measured(plan),
         "dtypes": sorted({tensor.dtype for tensor in plan.tensors}),
-        "memory": memory(plan, threads=os.cpu_count() or 1),
+        "threads": threads,
+        "memory": memory(plan, threads=threads),
         "bytes_to_read": plan.bytes_to_read,
         "bytes_to_write": plan.bytes_to_write,
         "vocabulary": dict(plan.tokenizer.report) if plan.tokenizer is not None else {},
@@ -29,13 +48,84 @@ def describe(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def memory(plan: MergePlan, *, threads: int) -> int:
-    """About the bytes of buffers that a merge on the CPU holds, whatever the size of the models.
+def measured(plan: MergePlan) -> str | None:
+    """Of what a first pass finds thresholds, angles or norms: "tensor", "model", None for no pass.
 
-    A thread has a chunk of every source as it is stored and as float32, and what is made of them.
+    Such a pass reads its sources once more, mostly from the page cache.
     """
-    columns = max((len(t.sources) + (t.base is not None) for t in plan.tensors), default=0)
-    return threads * 4 * CHUNK * (2 * columns + 3)
+    scopes = {
+        METHODS[tensor.method].scope(tensor.parameters)
+        for tensor in plan.tensors
+        if METHODS[tensor.method].measure is not None and not tensor.copied
+    }
+    return "model" if "model" in scopes else "tensor" if scopes else None
+
+
+def memory(plan: MergePlan, *, threads: int) -> int:
+    """About the most bytes that a merge on the CPU allocates, whatever the size of the models.
+
+    Counted: in each thread a chunk of every source as it is read, the result as float32 and as it
+    is written, what a first pass collects of each model, `regmean`'s matrices while one is
+    inverted; and 16 MiB for compiled loops. Not counted: the interpreter with its libraries as it
+    stands before the merge (about 40 MB), the plan itself (about 1 kB a tensor), and pages of
+    files that the system caches. Methods that are not one compiled loop are counted generously.
+    """
+    most = max((_entry_bytes(plan, tensor) for tensor in plan.tensors), default=0)
+    inverted = max((_gram_bytes(plan, tensor) for tensor in plan.tensors), default=0)
+    return _LOOPS + threads * (CHUNK * most + inverted)
+
+
+def _entry_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
+    """Bytes that a thread holds for every entry of a chunk of the tensor."""
+    if tensor.copied:
+        return 0
+    method = METHODS[tensor.method]
+    sources = [*tensor.sources, *([tensor.base] if tensor.base else [])]
+    stored = {plan.spec(source).dtype for source in sources}
+    plain = stored == {"BF16"} and tensor.union is None
+    total = len(sources) * (2 if plain else 4)
+    if not plain and stored != {"F32"}:
+        total += 8 if "F64" in stored else 4
+    if tensor.union is not None:
+        total *= 2
+    if any(tensor.statistics) and method.statistics == "same":
+        total += 4 * len(sources)
+    if method.measure is not None:
+        total += 2 * len(sources)
+    if tensor.method not in _FUSED:
+        total += 8 * len(sources) + 40
+    return total + 4 + (2 if tensor.dtype in ("BF16", "F16") else 0)
+
+
+def _gram_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
+    if METHODS[tensor.method].statistics != "gram" or not any(tensor.statistics):
+        return 0
+    return 16 * tensor.shape[-1] ** 2
+
+
+def _models(plan: MergePlan) -> list[dict[str, Any]]:
+    """Every model with its roles, in the order in which they were named, a base apart last."""
+    merged = {id(plan.checkpoint(source)) for tensor in plan.tensors for source in tensor.sources}
+    bases = {id(plan.checkpoint(tensor.base)) for tensor in plan.tensors if tensor.base is not None}
+    everyone = [*plan.models]
+    if plan.base is not None and not any(model is plan.base for model in plan.models):
+        everyone.append(plan.base)
+    return [
+        {
+            "name": model.name,
+            "from": model.ref,
+            "merged": id(model) in merged,
+            "base": id(model) in bases or model is plan.base,
+            "subtracted": id(model) in bases,
+            "template": model is plan.template,
+        }
+        for model in everyone
+    ]
+
+
+def _statistics(statistics: Checkpoint) -> dict[str, Any]:
+    known = {key: statistics.config.get(key) for key in ("kind", "tokens")}
+    return {"name": statistics.name, "from": statistics.ref, **known}
 
 
 def _tensor(plan: MergePlan, tensor: TensorPlan) -> dict[str, Any]:
@@ -45,10 +135,19 @@ def _tensor(plan: MergePlan, tensor: TensorPlan) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "sources": [_source(plan, source) for source in tensor.sources],
         "base": _source(plan, tensor.base) if tensor.base else None,
+        "statistics": [
+            None if source is None or source.model is None else _of_statistics(plan, source)
+            for source in tensor.statistics
+        ],
         "parameters": dict(tensor.parameters),
+        "copied": tensor.copied,
         "united": tensor.union is not None,
     }
 
 
 def _source(plan: MergePlan, source: Source) -> dict[str, str]:
     return {"model": plan.checkpoint(source).name, "tensor": source.name}
+
+
+def _of_statistics(plan: MergePlan, source: Source) -> dict[str, str]:
+    return {"model": plan.statistics[source.model or 0].name, "tensor": source.name}

@@ -99,9 +99,12 @@ class MergePlan:
         """The place, dtype and shape of a source or a tensor's base."""
         return self.checkpoint(source).tensors[source.name]
 
-    def describe(self) -> dict[str, Any]:
-        """The whole plan as plain data: every output tensor and where it comes from."""
-        return describe(self)
+    def describe(self, *, threads: int | None = None) -> dict[str, Any]:
+        """The whole plan as plain data: every output tensor and where it comes from.
+
+        The memory in it is that of so many threads, by default one a core.
+        """
+        return describe(self, threads=threads)
 
 
 def make_plan(config: MergeConfig) -> MergePlan:
