@@ -13,10 +13,13 @@ import yaml
 
 import modelglue
 import shrunken
+import tiny
+from modelglue.checkpoint.reader import Checkpoint
 from modelglue.cli import main
+from modelglue.merge.method import METHODS
 
 Run = Callable[..., int]
-COMMANDS = "demo glue inspect cluster merge search mix eval report minizoo methods".split()
+COMMANDS = "demo glue inspect cluster merge search mix eval report minizoo methods stats".split()
 
 
 @pytest.fixture
@@ -75,6 +78,10 @@ def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]) 
         (["merge", "gone.yml", "out"], "gone.yml: cannot be read"),
         (["mix", "gone.yml", "out"], "gone.yml: cannot be read"),
         (["report", "nowhere"], "holds no report.json"),
+        (
+            ["stats", "nowhere", "--text", "gone.txt", "--kind", "gram", "--output", "out"],
+            "gone.txt: there is no such file",
+        ),
         (["methods", "liner"], 'did you mean "linear"?'),
         (["minizoo", "quik", "zoo"], 'did you mean "quick"?'),
         (["eval", "nowhere", "--task", "gone.yaml"], "gone.yaml: cannot be read"),
@@ -105,8 +112,11 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("modelglue.recipe.config.load_recipe", stop)
-    assert run("glue", "glue.yaml") == 130
-    assert "go on from here" in capsys.readouterr().err
+    monkeypatch.setattr("modelglue.merge.run.as_plan", stop)
+    for words in (["glue", "glue.yaml"], ["merge", "merge.yml", "out"]):
+        assert run(*words) == 130
+        told = capsys.readouterr().err
+        assert words[0] in told.split("go on from here")[0]
 
 
 def test_a_demo_with_a_bad_output_is_refused_before_training(
@@ -193,6 +203,44 @@ def test_merge_checks_prints_its_plan_and_merges(
     assert "is there already" in capsys.readouterr().err
 
 
+def test_the_plan_as_json_has_every_tensor(
+    run: Run, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "merge.yml"
+    models = [str(zoo.parent / "models" / name) for name in ("ft-a", "ft-b")]
+    config.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    memory = []
+    for threads in (1, 3):
+        words = ["merge", config, tmp_path / "out", "--dry-run", "--json", "--threads", threads]
+        assert run(*words) == 0
+        plan = json.loads(capsys.readouterr().out)
+        memory.append(plan["memory"])
+    with Checkpoint.open(models[0]) as checkpoint:
+        assert [tensor["name"] for tensor in plan["tensors"]] == list(checkpoint.tensors)
+    assert memory[0] < memory[1]
+
+
+def test_stats_says_what_it_computed_and_what_it_skipped(
+    run: Run, llamas: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("two and two\nmake four\n")
+    tied = tiny.save_model(tmp_path / "tied", tie_word_embeddings=True)
+    words = ["stats", tied, "--text", text, "--kind", "gram"]
+    assert run(*words, "--output", tmp_path / "lines") == 0
+    told = capsys.readouterr().out
+    assert "in 2 sequences" in told
+    assert "skipped, its weight is more than a linear layer's" in told
+    assert run(*words, "--output", tmp_path / "one", "--whole", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["sequences"] == 1
+    assert "model.embed_tokens.weight" in [n for names in made["skipped"].values() for n in names]
+    words = ["stats", llamas[0], "--text", text, "--kind", "fisher", "--dtype", "bfloat16"]
+    assert run(*words, "--output", tmp_path / "half", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["dtype"], made["skipped"]) == ("bfloat16", {})
+
+
 def test_mix_and_eval_go_from_checkpoints_to_scores(
     run: Run, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +264,35 @@ def test_methods_are_listed_and_explained(run: Run, capsys: pytest.CaptureFixtur
     assert run("methods") == 0
     assert "linear" in capsys.readouterr().out
     assert run("methods", "linear") == 0
-    assert "arXiv 2203.05482" in capsys.readouterr().out
+    assert "https://arxiv.org/abs/2203.05482" in capsys.readouterr().out
+
+
+def test_every_method_is_one_line_of_the_list(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in METHODS:
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert "…" not in line
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("passthrough", ["scale", "each", "model", "none", "any"]),
+        ("ties", ["trim", "each", "merge", "tensor", "tensor,", "global"]),
+        ("ties", ["density", "each", "model", "1.0", "0", "to", "1"]),
+        ("ties", ["normalize", "each", "merge", "true", "true,", "false"]),
+        ("karcher", ["tol", "each", "merge", "1e-05", "above", "0"]),
+        ("fisher", ["statistics", "each", "model", "must", "be", "given"]),
+    ],
+)
+def test_a_parameter_is_shown_with_default_and_range(
+    run: Run, capsys: pytest.CaptureFixture[str], method: str, words: list[str]
+) -> None:
+    assert run("methods", method) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (found,) = [line for line in lines if line[:2] == words[:2]]
+    assert found[: len(words)] == words
 
 
 def test_glue_shows_its_result_and_says_when_there_is_nothing_left_to_do(

@@ -180,6 +180,29 @@ def test_nothing_to_merge_is_refused() -> None:
     assert "one of models, slices and modules is needed" in told({"merge_method": "linear"})
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("chatmll", "'chatmll' is no Jinja template and none of auto, alpaca, chatml"),
+        ("{{ one\n}}\n{% for x %}", "line 3 of the template"),
+        ("{% if true %}", "line 1 of the template"),
+    ],
+)
+def test_a_bad_chat_template_is_told_with_the_other_problems(template: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**GOOD, "chat_template": template, "dtipe": "float32"})
+    assert any(p.startswith("chat_template: ") and told in p for p in caught.value.problems)
+    assert any(p.startswith("dtipe: ") for p in caught.value.problems)
+
+
+@pytest.mark.parametrize("template", ["{% generation %}{{ x }}{% endgeneration %}", "{% break %}"])
+def test_templates_may_use_what_transformers_adds_to_jinja(template: str) -> None:
+    template = "{% for x in messages %}" + template + "{% endfor %}"
+    config = parse_config({**GOOD, "chat_template": template})
+    assert config.tokenizer is not None
+    assert config.tokenizer.chat_template == template
+
+
 def test_sources_of_a_slice_have_equally_many_layers() -> None:
     sources = [{"model": "a", "layer_range": [0, 2]}, {"model": "b", "layer_range": [0, 3]}]
     found = told({"merge_method": "linear", "slices": [{"sources": sources}]})

@@ -76,8 +76,10 @@ KNOWN: Mapping[str, str] = {
 
 def template_problem(value: str) -> str | None:
     """Why a text is neither "auto", nor a known name, nor a Jinja template; None if it is."""
-    if value == "auto" or value in KNOWN or "{" in value:
+    if value == "auto" or value in KNOWN:
         return None
+    if "{" in value:
+        return _syntax_problem(value)
     known = ", ".join(["auto", *KNOWN])
     close = nearest(value, ["auto", *KNOWN])
     return f"{value!r} is no Jinja template and none of {known}{close}"
@@ -126,6 +128,20 @@ def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         result["tokenizer_config.json"] = text.encode()
     return {**result, "chat_template.jinja": template.encode()}
+
+
+def _syntax_problem(template: str) -> str | None:
+    try:
+        from jinja2 import Environment, TemplateSyntaxError
+    except ImportError:  # whoever only merges need not have it
+        return None
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(template)
+    except TemplateSyntaxError as error:
+        # transformers has a tag of its own, {% generation %}.
+        if "generation" not in str(error.message):
+            return f"line {error.lineno} of the template: {error.message}"
+    return None
 
 
 def _default(value: Any) -> str | None:

@@ -60,8 +60,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == STOPPED:
             typer.secho(
-                "modelglue: stopped. demo, glue, search and minizoo go on from here when the same "
-                "command is given again; other commands have left nothing behind.",
+                "modelglue: stopped. demo, glue, search, minizoo, merge and stats go on from here "
+                "when the same command is given again; other commands have left nothing behind.",
                 err=True,
             )
         raise

@@ -11,9 +11,11 @@ from modelglue.errors import OutputExists
 
 @app.command()
 def merge(
-    config: Annotated[Path, typer.Argument(help="A merge configuration in mergekit's YAML.")],
+    config: Annotated[Path, typer.Argument(help="A merge configuration: YAML.")],
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the merge on a CPU; default: one a core.")
+    ] = None,
     device: Device = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Write NaN and infinity, and say where.")
@@ -25,7 +27,13 @@ def merge(
 ) -> None:
     """Merge checkpoints into a new one, in bounded memory.
 
-    Killed at any moment, the same command goes on where it stopped.
+    Takes mergekit's YAML as it stands: models, slices or modules; base_model; parameters with
+    gradients and filters; dtype; tokenizer. A model is a folder, org/name@revision, or
+    base+adapter. A key that nobody knows is an error, and all errors are told before a weight is
+    read.
+
+    Killed at any moment, the same command goes on where it stopped. NaN or infinity in a model or
+    in the result ends it, with the name of the tensor.
     """
     from modelglue.merge.engine.stream import execute
     from modelglue.merge.run import as_plan
@@ -99,20 +107,33 @@ def stats(
         typer.Option(help="For fisher: drawn from the model, or the text's own tokens."),
     ] = "model",
     seed: Annotated[int, typer.Option(help="Of drawn labels.")] = 0,
-    memory: Annotated[float, typer.Option(help="GiB for statistics, beside the model.")] = 4.0,
+    memory: Annotated[
+        float, typer.Option(min=0.001, help="GiB for statistics, beside the model.")
+    ] = 4.0,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of the model while it runs; auto: as it is stored."),
+    ] = "auto",
+    whole: Annotated[
+        bool, typer.Option("--whole", help="A .txt file is one document, not one a line.")
+    ] = False,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Compute what fisher and regmean need to know of a model, from calibration text.
 
     Killed at any moment, the same command goes on where it stopped.
     """
     from modelglue.calibrate.compute import compute_statistics
+    from modelglue.calibrate.texts import read_texts
+    from modelglue.checkpoint.reader import Checkpoint
+    from modelglue.report.listings import print_statistics
     from modelglue.report.progress import bytes_progress
 
     with bytes_progress(f"{kind} of {model}") as progress:
         compute_statistics(
             model,
-            text,
+            read_texts(text, whole=whole),
             output,
             kind=kind,
             labels=labels,
@@ -122,6 +143,13 @@ def stats(
             batch_size=batch_size,
             memory=int(memory * 2**30),
             device=device or "cpu",
+            dtype=dtype,
             progress=progress,
         )
+    with Checkpoint.open(output) as statistics:
+        made = {"path": str(output), "tensors": len(statistics.tensors), **statistics.config}
+    if as_json:
+        print_json(made)
+        return
+    print_statistics(made)
     typer.echo(f"{output}: name it as statistics of {model} in a merge configuration")

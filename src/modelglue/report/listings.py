@@ -61,6 +61,17 @@ def print_method(method: Mapping[str, Any]) -> None:
         console.print(Text(f"Source: https://arxiv.org/abs/{paper}"))
 
 
+def print_statistics(made: Mapping[str, Any]) -> None:
+    """What statistics were computed of, and the tensors that have none or were never reached."""
+    console = wide_console()
+    text = f"{made['kind']} of {made['tensors']:,} tensors, from {made['tokens']:,} tokens"
+    console.print(Text(f"{text} in {made['sequences']:,} sequences"))
+    for why, names in made["skipped"].items():
+        console.print(Text(f"skipped, {clean(why)}: {_few(names)}"))
+    if made["unreached"]:
+        console.print(Text(f"the text never led to: {_few(made['unreached'])}"))
+
+
 def print_estimate(stages: Sequence[Mapping[str, Any]]) -> None:
     """The stages of a run and the most that each can take."""
     table = table_of("Stages, at most", ["Stage"])
@@ -99,6 +110,11 @@ def print_scores(scores: Scores) -> None:
 
 def _print(table: Table) -> None:
     wide_console().print(table)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return clean(", ".join(names[:most])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _cell(key: str, value: Any) -> Text:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modelglue.checkpoint.chat_templates import template_problem
 from modelglue.merge.config.schema import TokenizerConfig, TokenSource, same_model
 from modelglue.registry import nearest
 
@@ -51,6 +52,8 @@ def parse_tokenizer(
     template = value.get("chat_template")
     if template is not None and (not isinstance(template, str) or not template):
         problems.append('chat_template: is neither "auto", a template\'s name, nor a template')
+    elif template is not None and (told := template_problem(template)) is not None:
+        problems.append(f"chat_template: {told}")
     if section is not None and source is not None:
         problems.append("tokenizer_source: tokenizer says the same; leave one of them out")
     if section is None:
