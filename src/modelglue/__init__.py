@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from modelglue.calibrate.compute import compute_statistics as compute_statistics
     from modelglue.checkpoint.reader import Checkpoint as Checkpoint
     from modelglue.checkpoint.source import open_checkpoint as open_checkpoint
-    from modelglue.merge.memory import merge_state_dicts as merge_state_dicts
+    from modelglue.merge.state_dicts import merge_state_dicts as merge_state_dicts
     from modelglue.mixture.bundle import Bundle as Bundle
     from modelglue.mixture.mix import mix as mix
     from modelglue.recipe.config import load_recipe as load_recipe
@@ -34,7 +34,7 @@ _PUBLIC = {
     "evaluate_model": "modelglue.recipe.evaluate",
     "glue": "modelglue.recipe.glue",
     "load_recipe": "modelglue.recipe.config",
-    "merge_state_dicts": "modelglue.merge.memory",
+    "merge_state_dicts": "modelglue.merge.state_dicts",
     "mix": "modelglue.mixture.mix",
     "open_checkpoint": "modelglue.checkpoint.source",
 }

@@ -1,17 +1,18 @@
-"""Merging what is in memory already: tensors in a REPL, whole state dicts."""
+"""Merging tensors that are in memory already."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from modelglue.errors import MergeError, ShapeMismatch
+from modelglue.errors import ShapeMismatch
 from modelglue.merge.arrays import Array, floats, namespace
 from modelglue.merge.chunk import Chunk, Rows, ranges
 from modelglue.merge.kernels.random import tensor_key
-from modelglue.merge.method import METHODS, Method
+from modelglue.merge.method import Method
 from modelglue.registry import nearest
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class InMemory:
         self.n, self.numel = models.shape
         self.shape = shape
         self.statistics: Sequence[Rows] = [Held(floats(array)) for array in statistics]
-        self._models, self._base, self._key = models, base, key
+        self.models, self._base, self._key = models, base, key
         self._offset = offset
         # Statistics of the tensor's own shape are cut with it.
         self._cut = [s.reshape(-1) for s in map(floats, statistics) if tuple(s.shape) == shape]
@@ -74,7 +75,7 @@ class InMemory:
         statistics = None
         if self._cut:
             statistics = namespace(self._cut[0]).stack([array[part] for array in self._cut])
-        models = self._models[:, part]
+        models = self.models[:, part]
         base = None if self._base is None else self._base[part]
         if not isinstance(models, np.ndarray):
             models, base = models.float(), None if base is None else base.float()
@@ -111,15 +112,73 @@ def merge_tensors(
 
     Args:
         method: how.
-        tensors: [n, *shape] or n of [*shape], of numpy or torch.
+        tensors: [n, *shape] or n of [*shape], of numpy, torch or lists of numbers.
         base: [*shape] or None.
         statistics: n arrays, for methods that need them.
         parameters: by keyword.
         chunk: entries that are worked on at a time; the result does not depend on it.
         name: of the tensor, which random methods draw by.
     """
-    models = list(tensors)
-    shape, dtype = tuple(models[0].shape), models[0].dtype
+    asked = prepare(
+        method,
+        tensors,
+        base,
+        statistics=statistics,
+        parameters=parameters,
+        chunk=chunk,
+        name=name,
+    )
+    return asked.merge(method.first_pass(asked.whole, asked.values))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A merge of tensors that are in memory, checked.
+
+    Attributes:
+        method: how.
+        whole: what the method sees.
+        values: of all its parameters.
+        example: a tensor of the library and dtype that the result shall have.
+    """
+
+    method: Method
+    whole: InMemory
+    values: Mapping[str, Any]
+    example: Any
+
+    def merge(self, measured: Any) -> Any:
+        """The result, given what the method measured."""
+        whole = self.whole
+        merged = whole.map(lambda chunk: self.method.merge(chunk, measured, self.values))
+        xp = namespace(whole.models)
+        flat = xp.concatenate(merged) if merged else xp.zeros(0)
+        return _restore(flat, self.example, whole.shape, self.example.dtype)
+
+
+def prepare(
+    method: Method,
+    tensors: Any,
+    base: Any = None,
+    *,
+    statistics: Any = None,
+    parameters: Mapping[str, Any],
+    chunk: int | None = None,
+    name: str = "",
+    offset: int = 0,
+) -> Asked:
+    """Check a merge and lay its tensors out; the arguments are those of `merge_tensors`.
+
+    Raises:
+        ShapeMismatch: shapes differ.
+        TypeError: what is given is no floating-point tensor, or something is lacking.
+        ValueError: a value out of range, or too few or too many tensors.
+    """
+    models = [_tensor(tensor) for tensor in tensors]
+    if not models:
+        raise ValueError("there is no tensor to merge")
+    base = None if base is None else _tensor(base)
+    shape = tuple(models[0].shape)
     for other in [*models, *([] if base is None else [base])]:
         if tuple(other.shape) != shape:
             raise ShapeMismatch(f"tensors of shapes {list(shape)} and {list(other.shape)}")
@@ -139,62 +198,11 @@ def merge_tensors(
         None if base is None or method.base == "none" else _flat(base),
         shape,
         key=tensor_key(int(values.get("seed") or 0), name),
-        statistics=list(statistics) if statistics is not None else (),
+        statistics=[_tensor(each) for each in statistics] if statistics is not None else (),
+        offset=offset,
         size=chunk,
     )
-    merged = method.run(whole, values)
-    xp = namespace(merged[0]) if merged else namespace(whole._models)
-    flat = xp.concatenate(merged) if merged else xp.zeros(0)
-    return _restore(flat, models[0], shape, dtype)
-
-
-def merge_state_dicts(
-    state_dicts: Sequence[Mapping[str, Tensor]],
-    base: Mapping[str, Tensor] | None = None,
-    *,
-    method: str = "linear",
-    **parameters: Any,
-) -> dict[str, Tensor]:
-    """Merge models that are held in memory, tensor by tensor.
-
-    Args:
-        state_dicts: n of them, of the same names and shapes.
-        base: the same of the base, for the methods that need it.
-        method: any of `modelglue methods`.
-        **parameters: of the method, by name (`lambda` as `lambda_`).
-
-    Returns:
-        A new state dict in the dtypes of the first. What is no floating-point tensor is the
-        first's.
-
-    Raises:
-        MergeError: names or shapes differ, or a result is not finite.
-    """
-    formula = METHODS[method]
-    first = state_dicts[0]
-    for other in [*state_dicts[1:], *([] if base is None else [base])]:
-        if other.keys() != first.keys():
-            odd = sorted(other.keys() ^ first.keys())[0]
-            raise MergeError(f"{odd}: not every model has it")
-    merged: dict[str, Tensor] = {}
-    for name, tensor in first.items():
-        if not tensor.is_floating_point():
-            merged[name] = tensor.clone()
-            continue
-        try:
-            result: Tensor = merge_tensors(
-                formula,
-                [state[name] for state in state_dicts],
-                None if base is None else base[name],
-                parameters=parameters,
-                name=name,
-            )
-        except ShapeMismatch as error:
-            raise ShapeMismatch(f"{name}: {error}") from None
-        if not bool(result.isfinite().all()):
-            raise MergeError(f"{name}: the result is not finite")
-        merged[name] = result
-    return merged
+    return Asked(method, whole, values, models[0])
 
 
 def resolve(method: Method, parameters: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -228,6 +236,16 @@ def resolve(method: Method, parameters: Mapping[str, Any], n: int) -> dict[str, 
     if trouble := method.check(values):
         raise ValueError(trouble)
     return values
+
+
+def _tensor(given: Any) -> Any:
+    """An array of numpy or a tensor of torch as it is, lists of numbers as float32."""
+    if isinstance(given, list | tuple):
+        return np.asarray(given, np.float32)
+    dtype = given.dtype if hasattr(given, "reshape") else type(given).__name__
+    if not hasattr(given, "reshape") or "float" not in str(dtype):
+        raise TypeError(f"tensors of floating-point numbers can be merged, not {dtype}")
+    return given
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -199,17 +199,18 @@ class Method:
 
         Args:
             tensors: [n, *shape], or a sequence of n of [*shape]; of torch or numpy, any floating
-                dtype.
+                dtype, or lists of numbers.
             base: [*shape], for the methods that need it.
             statistics: [n, *shape] for `fisher`, n of [in, in] for `regmean`.
             **parameters: by name (`lambda` as `lambda_`); a per-model one may be a sequence of n.
 
         Returns:
-            [*shape], of the same library and in the dtype of `tensors`.
+            [*shape], of the same library and in the dtype of `tensors`; of lists, a numpy array.
 
         Raises:
-            TypeError: a parameter that the method does not take, or one that it lacks.
-            ValueError: a value out of range, or shapes that do not fit.
+            TypeError: a parameter that the method does not take, one that it lacks, or no tensor.
+            ValueError: a value out of range, or too few or too many tensors.
+            ShapeMismatch: shapes that do not fit.
         """
         from modelglue.merge.memory import merge_tensors
 
