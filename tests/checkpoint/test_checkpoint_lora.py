@@ -25,9 +25,14 @@ ATTENTION = ["q_proj", "v_proj"]
 Merged = dict[str, torch.Tensor]
 
 
-def save_adapter(base: Path, folder: Path, **settings: Any) -> Merged:
-    """Save an adapter with random weights; returns what peft merges."""
+def save_adapter(base: Path, folder: Path, *, rows: int | None = None, **settings: Any) -> Merged:
+    """Save an adapter with random weights; returns what peft merges.
+
+    With `rows` the vocabulary is resized to as many before.
+    """
     model = AutoModelForCausalLM.from_pretrained(base)
+    if rows is not None:
+        model.resize_token_embeddings(rows)
     settings = {"r": 4, "lora_alpha": 12, "target_modules": ATTENTION, **settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,6 +83,102 @@ def test_every_tensor_equals_what_peft_merges(
 ) -> None:
     merged = save_adapter(base, tmp_path / "adapter", **settings)
     assert_equal_to(open_checkpoint(f"{base}+{tmp_path / 'adapter'}"), merged)
+
+
+VOCABULARY = ["embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        pytest.param(640, {}, id="added"),
+        pytest.param(580, {}, id="fewer"),
+        pytest.param(640, {"modules_to_save": VOCABULARY}, id="added-saved"),
+        pytest.param(640, {"modules_to_save": ["embed_tokens"]}, id="added-one-saved"),
+        pytest.param(
+            640,
+            {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+            id="added-saved-tied",
+        ),
+        pytest.param(None, {"trainable_token_indices": [5, 500, 9]}, id="tokens"),
+        pytest.param(
+            640, {"trainable_token_indices": {"embed_tokens": [5, 633]}}, id="added-tokens"
+        ),
+    ],
+)
+def test_adapters_of_the_vocabulary_equal_what_peft_merges(
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    tied: bool,
+    rows: int | None,
+    settings: dict[str, Any],
+) -> None:
+    base = make_model(tmp_path / "base", vocab_size=600, tie_word_embeddings=tied)
+    merged = save_adapter(base, tmp_path / "adapter", rows=rows, **settings)
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    assert_equal_to(checkpoint, merged)
+    embedding, head = (merged[f"{name}.weight"] for name in ("model.embed_tokens", "lm_head"))
+    assert checkpoint.tied == (tied and torch.equal(embedding, head))
+    assert checkpoint.config["vocab_size"] == (rows or 600) == len(embedding)
+    whole = materialise(checkpoint, tmp_path / "whole")
+    loaded = AutoModelForCausalLM.from_pretrained(whole).state_dict()
+    torch.testing.assert_close(loaded["lm_head.weight"], head, rtol=0, atol=2e-7)
+
+
+def test_added_rows_and_a_delta_of_the_embedding_come_together(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", vocab_size=600)
+    targets = {"target_modules": ["q_proj", *VOCABULARY]}
+    merged = save_adapter(base, tmp_path / "adapter", rows=640, **targets)
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    assert checkpoint.tensors["lm_head.weight"].shape == (640, 32)
+    assert_equal_to(checkpoint, merged)
+
+
+def test_an_added_embedding_with_a_delta_leaves_the_tied_head_without_it(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", vocab_size=600, tie_word_embeddings=True)
+    targets = {"target_modules": ["q_proj", "embed_tokens"]}
+    merged = save_adapter(base, tmp_path / "adapter", rows=640, **targets)
+    checkpoint = open_checkpoint(f"{base}+{tmp_path / 'adapter'}")
+    name = "model.embed_tokens.weight"
+    torch.testing.assert_close(checkpoint.read(name), merged[name], rtol=0, atol=2e-7)
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    expected = saved["base_model.model.model.embed_tokens.base_layer.weight"]
+    assert torch.equal(checkpoint.read("lm_head.weight"), expected)
+    assert not checkpoint.tied
+
+
+def test_added_rows_of_the_embedding_alone_are_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "a", rows=640, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(UnsupportedCheckpoint, match=r"640, 32\].*save_embedding_layers=True"):
+        open_checkpoint(f"{base}+{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("indices", [[5, 9, 9], [5], "all", [5, -1, 2], {}])
+def test_trained_tokens_that_nobody_can_place_are_refused(
+    base: Path, tmp_path: Path, indices: Any
+) -> None:
+    save_adapter(base, tmp_path / "a", trainable_token_indices=[5, 9, 10])
+    file = tmp_path / "a/adapter_config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "trainable_token_indices": indices})
+    )
+    with pytest.raises(CheckpointError, match="trainable_token_indices"):
+        open_checkpoint(f"{base}+{tmp_path / 'a'}")
+
+
+def test_trained_tokens_beyond_the_last_row_are_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "a", trainable_token_indices=[5, 9])
+    file = tmp_path / "a/adapter_config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "trainable_token_indices": [5, 600]})
+    )
+    with pytest.raises(UnsupportedCheckpoint, match="rows up to 600"):
+        open_checkpoint(f"{base}+{tmp_path / 'a'}")
 
 
 def test_gpt2_with_its_transposed_layers_equals_what_peft_merges(

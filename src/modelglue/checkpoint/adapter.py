@@ -6,76 +6,32 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from modelglue.checkpoint.delta import Delta, Tokens
 from modelglue.checkpoint.files import Descriptors, read_json_object
 from modelglue.checkpoint.pickled import read_pickled
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.safetensors_header import read_header
 from modelglue.errors import CheckpointNotFound, CorruptCheckpoint, UnsupportedCheckpoint
-
-if TYPE_CHECKING:
-    import torch
+from modelglue.registry import nearest
 
 _FORMATS = (("adapter_model.safetensors", read_header), ("adapter_model.bin", read_pickled))
 _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.default)?(\.(?P<kind>weight|bias))?"
 )
-_WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
+_WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|token_adapter|base_layer)(?=\.)")
 # Settings that change what the adapter's tensors mean in a way that is not read.
 _REFUSED = {
     "layer_replication": "repeats layers of its base",
     "use_qalora": "groups its inputs (QALoRA)",
     "arrow_config": "routes between adapters (Arrow)",
     "target_parameters": "adapts fused experts (target_parameters)",
-    "trainable_token_indices": "trains single tokens (trainable_token_indices)",
     "alora_invocation_tokens": "is active only after an invocation (aLoRA)",
 }
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What is added to one tensor: scale·BA, with A [rank, inputs] and B [outputs, rank].
-
-    Attributes:
-        a: the name of A in the adapter's file; None for a bias, whose delta is scale·B.
-        b: the name of B.
-        transposed: the tensor is stored [inputs, outputs]: embeddings, and Conv1D of GPT-2.
-        magnitude: the name of DoRA's magnitudes [outputs], or None.
-    """
-
-    a: str | None
-    b: str
-    scale: float
-    transposed: bool = False
-    magnitude: str | None = None
-
-    def shape(self, weights: Checkpoint) -> tuple[int, ...]:
-        """The shape of the tensor that this belongs to."""
-        outputs = weights.tensors[self.b].shape[0]
-        if self.a is None:
-            return (outputs,)
-        inputs = weights.tensors[self.a].shape[1]
-        return (inputs, outputs) if self.transposed else (outputs, inputs)
-
-    def add_to(self, weight: torch.Tensor, rows: slice, weights: Checkpoint) -> torch.Tensor:
-        """The rows `rows` of the changed tensor, of which `weight` are the base's."""
-        dtype = weight.dtype
-        if self.a is None:
-            return weight + self.scale * weights.read(self.b, rows).to(dtype)
-        if self.transposed:
-            a = weights.read(self.a).to(dtype)[:, rows]
-            product = a.T @ weights.read(self.b).to(dtype).T
-        else:
-            product = weights.read(self.b, rows).to(dtype) @ weights.read(self.a).to(dtype)
-        changed = weight + self.scale * product
-        if self.magnitude is None:
-            return changed
-        magnitude = weights.read(self.magnitude, rows).to(dtype)
-        norms: torch.Tensor = changed.square().sum(dim=1).sqrt()
-        return changed * (magnitude / norms)[:, None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +42,7 @@ class Adapter:
         weights: its tensors; `config` is adapter_config.json.
         deltas: parameter of the base → what is added to it.
         replacements: parameter of the base → tensor of ours that takes its place.
+        tokens: parameter of the base → rows of it that are ours.
         keeps_ties: a head tied to the embedding follows its changes.
     """
 
@@ -94,6 +51,7 @@ class Adapter:
     weights: Checkpoint
     deltas: dict[str, Delta]
     replacements: dict[str, str]
+    tokens: dict[str, Tokens]
     base_name: str
     keeps_ties: bool
 
@@ -108,13 +66,14 @@ def open_adapter(path: Path, *, name: str | None = None) -> Adapter:
     """
     config = _config(path)
     weights = _weights(path, config)
-    deltas, replacements = _sort(_Settings(path, config), weights)
+    deltas, replacements, tokens = _sort(_Settings(path, config), weights)
     return Adapter(
         path,
         name or path.name or path.resolve().name,
         weights,
         deltas,
         replacements,
+        tokens,
         str(config.get("base_model_name_or_path") or ""),
         config.get("ensure_weight_tying") is True,
     )
@@ -162,6 +121,7 @@ class _Settings:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.transposed = config.get("fan_in_fan_out") is True
+        self._tokens = config.get("trainable_token_indices")
         self.dora = config.get("use_dora") is True
         self._stabilised = config.get("use_rslora") is True
         self._alpha = self._number("lora_alpha", config.get("lora_alpha", 8))
@@ -171,6 +131,22 @@ class _Settings:
         """α/r, or α/√r when rank-stabilised; the rank is that of the tensors themselves."""
         alpha = next((a for p, a in self._patterns if p.match(module)), self._alpha)
         return alpha / (math.sqrt(rank) if self._stabilised else rank)
+
+    def tokens(self, module: str, tensor: str, weights: Checkpoint) -> Tokens:
+        """Which rows of a module's tensor were trained alone."""
+        found = self._tokens
+        if isinstance(found, dict):
+            named = [rows for key, rows in found.items() if f".{module}".endswith(f".{key}")]
+            found = (named or [*found.values(), None])[0]  # a tied head is not named
+        count = weights.tensors[tensor].shape[0]
+        rows = found if isinstance(found, list) else []
+        whole = all(type(row) is int and row >= 0 for row in rows)
+        if not whole or not len(rows) == len(set(rows)) == count:
+            raise CorruptCheckpoint(
+                f"{self.path}: trainable_token_indices does not say which rows the {count} of "
+                f"{tensor} are."
+            )
+        return Tokens(tuple(rows), tensor)
 
     def _compiled(self, patterns: Any) -> list[tuple[re.Pattern[str], float]]:
         if not isinstance(patterns, dict):
@@ -198,16 +174,21 @@ class _Settings:
         return float(value)
 
 
-def _sort(settings: _Settings, weights: Checkpoint) -> tuple[dict[str, Delta], dict[str, str]]:
+def _sort(
+    settings: _Settings, weights: Checkpoint
+) -> tuple[dict[str, Delta], dict[str, str], dict[str, Tokens]]:
     modules: dict[str, dict[str, str]] = {}
     replacements: dict[str, str] = {}
+    tokens: dict[str, Tokens] = {}
     for tensor in weights.tensors:
         name = tensor.removeprefix("base_model.model.")
         lora = _LORA.fullmatch(name)
         if lora:
             part = lora["part"] + ("_bias" if lora["kind"] == "bias" else "")
             modules.setdefault(_WRAPPER.sub("", lora["module"]), {})[part] = tensor
-        elif "lora_" in name or "token_adapter" in name:
+        elif rows := _TOKENS.fullmatch(name):
+            tokens[f"{rows['module']}.weight"] = settings.tokens(rows["module"], tensor, weights)
+        elif "lora_" in name or "trainable_tokens" in name:
             raise UnsupportedCheckpoint(
                 f"{settings.path}: {tensor} is no part of a LoRA adapter that is known. Merge it "
                 "with peft first."
@@ -217,9 +198,9 @@ def _sort(settings: _Settings, weights: Checkpoint) -> tuple[dict[str, Delta], d
     deltas: dict[str, Delta] = {}
     for module, parts in modules.items():
         deltas.update(_deltas(module, parts, settings, weights))
-    if not deltas and not replacements:
+    if not deltas and not replacements and not tokens:
         raise CorruptCheckpoint(f"{settings.path}: the adapter holds no tensor.")
-    return deltas, replacements
+    return deltas, replacements, tokens
 
 
 def _deltas(
@@ -259,3 +240,29 @@ def _deltas(
             raise CorruptCheckpoint(f"{settings.path}: {module}: the bias has a wrong shape.")
         found[f"{module}.bias"] = Delta(None, bias, scale)
     return found
+
+
+class Lookup:
+    """The base's name for a parameter that an adapter names by its place in a live model."""
+
+    def __init__(self, base: Checkpoint, tied_head: str | None) -> None:
+        self._base = base
+        self._known = set(base.tensors) | ({tied_head} if tied_head else set())
+
+    def __call__(self, parameter: str, adapter: Adapter) -> str:
+        """The name, or `UnsupportedCheckpoint`."""
+        # Live models may wrap what is on disk in one more prefix ("transformer."), or the
+        # other way round.
+        name = parameter
+        while name:
+            if name in self._known:
+                return name
+            name = name.partition(".")[2] if name.count(".") > 1 else ""
+        longer = [known for known in self._known if known.endswith("." + parameter)]
+        if len(longer) == 1:
+            return longer[0]
+        raise UnsupportedCheckpoint(
+            f"{adapter.path}: the adapter changes {parameter}, which {self._base.name} does not "
+            f"have{nearest(parameter, self._known)}. It belongs to another model: "
+            f"adapter_config.json names {adapter.base_name or 'none'}."
+        )

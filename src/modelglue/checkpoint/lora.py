@@ -7,7 +7,10 @@ base's dtype. peft rounds the product of a half-precision adapter before adding 
 
 Where base has head and embedding tied and the adapter changes one of them, the result is untied,
 as the two behave while the adapter is in use; `merge_and_unload` changes both then. With
-`ensure_weight_tying` they stay tied here too.
+`ensure_weight_tying` they stay tied here too, and so do tokens that were trained alone.
+
+An adapter that was trained after tokens were added brings the embedding and the head with more (or
+fewer) rows, which take the place of the base's; `vocab_size` follows them.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from modelglue.checkpoint.adapter import Adapter, Delta, open_adapter
+from modelglue.checkpoint.adapter import Adapter, Lookup, open_adapter
+from modelglue.checkpoint.delta import Delta, Tokens
 from modelglue.checkpoint.fingerprint import Digesting
 from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
-from modelglue.checkpoint.spec import TensorSpec, torch_dtype
+from modelglue.checkpoint.spec import TensorSpec, nbytes_of, torch_dtype
 from modelglue.errors import UnsupportedCheckpoint
-from modelglue.registry import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -47,25 +50,28 @@ class LoraCheckpoint(Checkpoint):
         self._sources: dict[str, str] = {name: name for name in base.tensors}
         self._replaced: dict[str, str] = {}
         self._deltas: dict[str, Delta] = {}
+        self._rows: dict[str, Tokens] = {}
         config = dict(base.config)
         self._resolve(config)
-        tensors = {
-            name: replace(base.tensors[source], name=name) for name, source in self._sources.items()
-        }
+        tensors = {name: self._spec(name) for name in self._sources}
+        self._resize(tensors, config)
         super().__init__(base.path, config, tensors, base._descriptors)
         self.name = f"{base.name}+{adapter.name}"
         self.ref = ref if ref is not None else f"{base.ref}+{adapter.path}"
         self.folders = (adapter.path, *base.folders)
         for name in self._deltas:
             self._check_shapes(self.tensors[name], self._deltas[name])
+        for name, tokens in self._rows.items():
+            self._check_rows(self.tensors[name], tokens)
 
     def read_into(self, name: str, buffer: memoryview, *, start: int = 0) -> None:
         """Fill `buffer` with the merged tensor's bytes from byte `start` on."""
         spec, flat = self.spec(name), buffer.cast("B")
-        if name in self._replaced and name not in self._deltas:
+        computed = name in self._deltas or name in self._rows
+        if name in self._replaced and not computed:
             self._read_replacement(spec, flat, start)
             return
-        if name not in self._deltas:
+        if not computed:
             self._base.read_into(self._sources[name], flat, start=start)
             return
         if start < 0 or start + len(flat) > spec.nbytes:
@@ -110,35 +116,96 @@ class LoraCheckpoint(Checkpoint):
         base, adapter = self._base, self._adapter
         head, embedding = head_and_embedding(base.tensors)
         tied_head = "lm_head.weight" if base.tied and head is None else head if base.tied else None
-        lookup = _Lookup(base, tied_head)
+        lookup = Lookup(base, tied_head)
         for parameter, tensor in adapter.replacements.items():
             self._replaced[lookup(parameter, adapter)] = tensor
         for parameter, delta in adapter.deltas.items():
             self._deltas[lookup(parameter, adapter)] = delta
-        changed = self._replaced.keys() | self._deltas.keys()
+        for parameter, tokens in adapter.tokens.items():
+            self._rows[lookup(parameter, adapter)] = tokens
+        changed = self._replaced.keys() | self._deltas.keys() | self._rows.keys()
         if tied_head and embedding and changed & {tied_head, embedding}:
-            if adapter.keeps_ties:
-                self._deltas.pop(tied_head, None)
-                self._replaced.pop(tied_head, None)
-                if tied_head in self._sources:
-                    del self._sources[tied_head]
+            if self._stays_tied(tied_head, embedding):
+                for part in (self._deltas, self._replaced, self._rows, self._sources):
+                    part.pop(tied_head, None)
             else:
                 self._sources.setdefault(tied_head, embedding)
                 config["tie_word_embeddings"] = False
-        for name, tensor in self._replaced.items():
-            self._check_replacement(base.tensors[self._sources[name]], name, tensor)
+                # An embedding that was resized before it was adapted is what the head was.
+                if embedding in self._deltas and embedding in self._replaced:
+                    self._replaced.setdefault(tied_head, self._replaced[embedding])
+        for name in self._replaced.keys() - {embedding, tied_head, head}:
+            self._check_shape(name)
 
-    def _check_replacement(self, old: TensorSpec, name: str, tensor: str) -> None:
-        new = self._adapter.weights.tensors[tensor]
-        if new.shape != old.shape:
+    def _stays_tied(self, head: str, embedding: str) -> bool:
+        """Whether what the adapter does to one of them it does to both."""
+        if self._adapter.keeps_ties:
+            return True
+        if {head, embedding} & self._deltas.keys():
+            return False
+        for part in (self._replaced, {name: rows.tensor for name, rows in self._rows.items()}):
+            if head in part and (
+                embedding not in part or not self._same(part[head], part[embedding])
+            ):
+                return False
+        return embedding in self._rows or {head, embedding} <= self._replaced.keys()
+
+    def _same(self, a: str, b: str) -> bool:
+        weights = self._adapter.weights
+        first, second = weights.tensors[a], weights.tensors[b]
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        pairs = zip(weights.chunks(a), weights.chunks(b), strict=True)
+        return all(x == y for x, y in pairs)
+
+    def _spec(self, name: str) -> TensorSpec:
+        """Of a tensor of the result; a replacement brings its own number of rows."""
+        old = replace(self._base.tensors[self._sources[name]], name=name)
+        if name not in self._replaced:
+            return old
+        new = self._adapter.weights.tensors[self._replaced[name]]
+        self._check_dtypes(new, old)
+        size = nbytes_of(old.dtype, new.shape)
+        return replace(old, shape=new.shape, nbytes=size, strides=None)
+
+    def _resize(self, tensors: dict[str, TensorSpec], config: dict[str, Any]) -> None:
+        """Let the vocabulary have as many rows as the adapter brings."""
+        names = [name for name in head_and_embedding(tensors) if name is not None]
+        counts = {name: tensors[name].shape[:1] for name in names}
+        before = {self._base.tensors[self._sources[name]].shape[:1] for name in names}
+        if {*counts.values()} == before:
+            return
+        if len({*counts.values()}) != 1:
+            told = " and ".join(f"{name} {list(tensors[name].shape)}" for name in names)
             raise UnsupportedCheckpoint(
-                f"{self._adapter.path}: {name} has shape {list(new.shape)}, in {self._base.name} "
-                f"it has {list(old.shape)}. The adapter was trained on a model whose vocabulary "
-                "was resized; merge it with peft first."
+                f"{self._adapter.path}: with the adapter there would be {told}. It was trained on "
+                "a model whose vocabulary was resized, and does not hold all that was: save it "
+                "again with save_embedding_layers=True, or merge it with peft first."
             )
+        for name in names:
+            self._check_shape(name, first=1)
+        (rows,) = next(iter(counts.values()))
+        nested = config.get("text_config")
+        if isinstance(nested, dict):
+            config["text_config"] = {**nested, "vocab_size": rows}
+        if "vocab_size" in config or not isinstance(nested, dict):
+            config["vocab_size"] = rows
+
+    def _check_shape(self, name: str, *, first: int = 0) -> None:
+        """Whether a replacement has the shape of what it replaces, from dimension `first` on."""
+        old = self._base.tensors[self._sources[name]].shape
+        tensor = self._replaced.get(name)
+        new = old if tensor is None else self._adapter.weights.tensors[tensor].shape
+        if new[first:] != old[first:] or len(new) != len(old):
+            raise UnsupportedCheckpoint(
+                f"{self._adapter.path}: {name} has shape {list(new)}, in {self._base.name} it has "
+                f"{list(old)}. The adapter belongs to another model."
+            )
+
+    def _check_dtypes(self, new: TensorSpec, old: TensorSpec) -> None:
         if new.dtype not in _FLOATS or old.dtype not in _FLOATS:
             raise UnsupportedCheckpoint(
-                f"{self._adapter.path}: {name} is {new.dtype} on {old.dtype}; only floating "
+                f"{self._adapter.path}: {old.name} is {new.dtype} on {old.dtype}; only floating "
                 "point can be merged."
             )
 
@@ -154,6 +221,17 @@ class LoraCheckpoint(Checkpoint):
                 f"{self._adapter.path}: the delta of {spec.name} has shape {list(shape)}, the "
                 f"tensor in {self._base.name} has {list(spec.shape)}. The adapter belongs to "
                 "another model."
+            )
+
+    def _check_rows(self, spec: TensorSpec, tokens: Tokens) -> None:
+        new = self._adapter.weights.tensors[tokens.tensor]
+        self._check_dtypes(new, spec)
+        if new.shape[1:] != spec.shape[1:] or max(tokens.indices, default=0) >= spec.rows:
+            raise UnsupportedCheckpoint(
+                f"{self._adapter.path}: rows up to {max(tokens.indices)} of width "
+                f"{list(new.shape[1:])} were trained, {spec.name} has shape {list(spec.shape)} in "
+                f"{self._base.name}. The adapter belongs to another model, or to one whose "
+                "vocabulary was resized."
             )
 
     def _read_replacement(self, spec: TensorSpec, flat: memoryview, start: int) -> None:
@@ -174,33 +252,12 @@ class LoraCheckpoint(Checkpoint):
             weight = self._adapter.weights.read(replacement, rows)
         else:
             weight = self._base.read(self._sources[spec.name], rows)
-        merged = self._deltas[spec.name].add_to(weight.to(working), rows, self._adapter.weights)
+        merged = weight.to(working)
+        if spec.name in self._rows:
+            merged = self._rows[spec.name].put_into(merged, rows, self._adapter.weights)
+        if spec.name in self._deltas:
+            merged = self._deltas[spec.name].add_to(merged, rows, self._adapter.weights)
         return merged.to(dtype).contiguous()
-
-
-class _Lookup:
-    """The base's name for a parameter that an adapter names by its place in a live model."""
-
-    def __init__(self, base: Checkpoint, tied_head: str | None) -> None:
-        self._base = base
-        self._known = set(base.tensors) | ({tied_head} if tied_head else set())
-
-    def __call__(self, parameter: str, adapter: Adapter) -> str:
-        # Live models may wrap what is on disk in one more prefix ("transformer."), or the
-        # other way round.
-        name = parameter
-        while name:
-            if name in self._known:
-                return name
-            name = name.partition(".")[2] if name.count(".") > 1 else ""
-        longer = [known for known in self._known if known.endswith("." + parameter)]
-        if len(longer) == 1:
-            return longer[0]
-        raise UnsupportedCheckpoint(
-            f"{adapter.path}: the adapter changes {parameter}, which {self._base.name} does not "
-            f"have{nearest(parameter, self._known)}. It belongs to another model: "
-            f"adapter_config.json names {adapter.base_name or 'none'}."
-        )
 
 
 class _Elsewhere(Digesting):
