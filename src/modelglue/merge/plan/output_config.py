@@ -4,12 +4,19 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modelglue.merge.plan.layer_counts import recounted
 from modelglue.merge.plan.slices import DEPTHS
 
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 # Lists of numbers of layers.
-_NUMBERS = ("mlp_only_layers", "cross_attention_layers", "moe_layers", "full_attn_idxs")
+_NUMBERS = (
+    "mlp_only_layers",
+    "cross_attention_layers",
+    "moe_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+)
 
 Origin = tuple[Mapping[str, Any], int]
 """(the `config.json` of the model that an output layer comes from, its number there)"""
@@ -45,7 +52,7 @@ def output_config(
     if layers:
         for name, section in _named_sections(config):
             origins = [(_section(origin, name), number) for origin, number in layers]
-            _stack(section, origins)
+            stack(section, origins)
     return config
 
 
@@ -64,17 +71,21 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def _stack(section: dict[str, Any], layers: Sequence[Origin]) -> None:
-    """Set the number of layers, and every list that has an entry a layer."""
+def stack(section: dict[str, Any], layers: Sequence[Origin]) -> None:
+    """Set the number of layers, what counts layers, and every list that has an entry a layer.
+
+    Raises:
+        NotMergeable: the order of the layers is none that a key can say.
+    """
     key = next((key for key in DEPTHS if isinstance(section.get(key), int)), None)
     if key is None:
         return
-    depth = section[key]
+    before, depth = dict(section), section[key]
     section[key] = len(layers)
-    for name, value in section.items():
+    for name, value in before.items():
         if not isinstance(value, list):
             continue
-        if name in _NUMBERS and len(value) != depth:
+        if name in _NUMBERS:
             section[name] = [
                 number
                 for number, (origin, layer) in enumerate(layers)
@@ -82,6 +93,7 @@ def _stack(section: dict[str, Any], layers: Sequence[Origin]) -> None:
             ]
         elif len(value) == depth and ("layer" in name or "block" in name or "pattern" in name):
             section[name] = [_entry(origin, name, layer, value) for origin, layer in layers]
+    section.update(recounted(before, layers, key))
 
 
 def _entry(origin: Mapping[str, Any], name: str, layer: int, fallback: list[Any]) -> Any:
