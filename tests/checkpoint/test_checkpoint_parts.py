@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modelglue.checkpoint.card import installed_versions, model_card
 from modelglue.checkpoint.coverage import Coverage
 from modelglue.checkpoint.naming import head_and_embedding, place
+from modelglue.checkpoint.spec import TensorSpec
 from modelglue.checkpoint.tokenizer import same_vocabulary, vocabulary
 from modelglue.errors import CheckpointNotFound, CorruptCheckpoint
 
@@ -83,10 +84,41 @@ def test_a_tensors_place_is_told_by_its_name(name: str, layer: int | None, role:
     assert (place(name).layer, place(name).role) == (layer, role)
 
 
-def test_head_and_token_embedding_are_found_by_name() -> None:
-    names = ["h.0.attn.c_attn.weight", "wpe.weight", "wte.weight", "lm_head.bias", "lm_head.weight"]
-    assert head_and_embedding(names) == ("lm_head.weight", "wte.weight")
-    assert head_and_embedding(names[:2]) == (None, None)
+def specs(**shapes: tuple[int, ...]) -> dict[str, TensorSpec]:
+    """Tensors by name, `__` in place of a dot."""
+    names = {name.replace("__", "."): shape for name, shape in shapes.items()}
+    return {n: TensorSpec(n, "F32", shape, Path("x"), 0, 0) for n, shape in names.items()}
+
+
+def test_head_and_token_embedding_are_found() -> None:
+    tensors = specs(
+        h__0__attn__c_attn__weight=(8, 24),
+        wpe__weight=(60, 8),
+        wte__weight=(64, 8),
+        lm_head__bias=(64,),
+        lm_head__weight=(64, 8),
+    )
+    assert head_and_embedding(tensors) == ("lm_head.weight", "wte.weight")
+    first = {name: tensors[name] for name in list(tensors)[:2]}
+    assert head_and_embedding(first) == (None, None)
+
+
+def test_a_dense_layer_before_the_head_is_not_the_head() -> None:
+    tensors = specs(
+        roberta__embeddings__word_embeddings__weight=(64, 8),
+        lm_head__dense__weight=(8, 8),
+        lm_head__bias=(64,),
+    )
+    assert head_and_embedding(tensors)[0] is None
+    tensors |= specs(lm_head__decoder__weight=(64, 8))
+    assert head_and_embedding(tensors)[0] == "lm_head.decoder.weight"
+
+
+def test_a_classifier_is_no_head_and_a_padded_head_is_one() -> None:
+    embedding = specs(model__embed_tokens__weight=(64, 8))
+    assert head_and_embedding(embedding | specs(score__weight=(3, 8)))[0] is None
+    padded = embedding | specs(lm_head__weight=(56, 8))
+    assert head_and_embedding(padded)[0] == "lm_head.weight"
 
 
 def write_tokenizer(folder: Path, vocab: Any, added: Any = ()) -> Path:

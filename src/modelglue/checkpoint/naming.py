@@ -1,10 +1,12 @@
-"""What a tensor is, told from its name alone, for whatever family of models."""
+"""What a tensor is, told from its name and shape alone, for whatever family of models."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+
+from modelglue.checkpoint.spec import TensorSpec
 
 Role = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
 
@@ -50,19 +52,26 @@ def is_buffer(name: str) -> bool:
     return _BUFFER.search(name) is not None
 
 
-def head_and_embedding(names: Iterable[str]) -> tuple[str | None, str | None]:
-    """The names of the language-model head and of the token embedding, where there are any."""
-    head = embedding = None
-    for name in names:
-        if split_layer(name) is not None:
-            continue
-        if head is None and name.endswith(".weight") and place(name).role == "head":
-            head = name
-        if embedding is None and _TOKENS.search(name):
-            embedding = name
-        if head and embedding:
-            break
-    return head, embedding
+def head_and_embedding(tensors: Mapping[str, TensorSpec]) -> tuple[str | None, str | None]:
+    """The names of the language-model head and of the token embedding, where there are any.
+
+    The head is told from other tensors at the end of a model (a dense layer before it, a
+    classifier) by its shape: the embedding's width, and its rows up to padding.
+    """
+    outside = [name for name in tensors if split_layer(name) is None]
+    embedding = next((name for name in outside if _TOKENS.search(name)), None)
+    if embedding is None or len(tensors[embedding].shape) != 2:
+        return None, embedding
+    rows, width = tensors[embedding].shape
+    heads = {
+        name: abs(tensors[name].shape[0] - rows)
+        for name in outside
+        if name.endswith(".weight")
+        and place(name).role == "head"
+        and tensors[name].shape[1:] == (width,)
+    }
+    head = min(heads, key=heads.__getitem__, default=None)
+    return head if head is not None and heads[head] * _PADDING <= rows else None, embedding
 
 
 def _role(name: str, *, in_layer: bool) -> Role:
@@ -86,6 +95,9 @@ def _role(name: str, *, in_layer: bool) -> Role:
         return "mlp"
     return "other"
 
+
+# Head and embedding may be padded differently, by no more than this part of the rows.
+_PADDING = 4
 
 # The first number is the layer's; later ones count experts or parts of a layer.
 _LAYER = re.compile(r"(?:^|\.)(?:[a-z_]*(?:layers?|blocks?|h)|resblocks)\.([0-9]{1,6})(?:\.|$)")

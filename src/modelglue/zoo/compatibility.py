@@ -75,8 +75,9 @@ def _layer_count(model: Checkpoint) -> int:
 
 def _tensors(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | None:
     """The first tensor that one lacks or that has another shape; embeddings come later."""
+    apart = _of_vocabulary(a, b)
     for name in sorted(a.tensors.keys() | b.tensors.keys()):
-        if _is_vocabulary(name):
+        if name in apart:
             continue
         if name not in a.tensors:
             return f"shape: {names[0]} has no {name} ({_shape(b, name)} in {names[1]})"
@@ -94,8 +95,9 @@ def _vocabulary(a: Checkpoint, b: Checkpoint) -> str | None:
 
 def _embeddings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | None:
     """Embeddings and heads, whose rows are tokens: padded differently, or tied in one only."""
+    apart = _of_vocabulary(a, b)
     for name in sorted(a.tensors.keys() & b.tensors.keys()):
-        if _is_vocabulary(name) and a.tensors[name].shape != b.tensors[name].shape:
+        if name in apart and a.tensors[name].shape != b.tensors[name].shape:
             return _differs(a, b, names, name)
     if a.tied != b.tied:
         tied, free = names if a.tied else names[::-1]
@@ -103,8 +105,9 @@ def _embeddings(a: Checkpoint, b: Checkpoint, names: tuple[str, str]) -> str | N
     return None
 
 
-def _is_vocabulary(name: str) -> bool:
-    return any(head_and_embedding([name]))
+def _of_vocabulary(a: Checkpoint, b: Checkpoint) -> set[str | None]:
+    """The heads and embeddings of both."""
+    return {*head_and_embedding(a.tensors), *head_and_embedding(b.tensors)}
 
 
 def _differs(a: Checkpoint, b: Checkpoint, names: tuple[str, str], name: str) -> str:

@@ -141,14 +141,14 @@ class Vocabulary:
 
 def vocabulary_tensors(model: Checkpoint) -> frozenset[str]:
     """The names of the tensors that have one row a token: embedding, head, the head's bias."""
-    head, embedding = head_and_embedding(model.tensors)
-    count = stored_rows(model)
-    found = {name for name in (head, embedding) if name is not None}
+    found = {name for name in head_and_embedding(model.tensors) if name is not None}
+    counts = {model.tensors[name].shape[:1] for name in found}
     for name, spec in model.tensors.items():
-        kind = place(name)
         if name.endswith("embed_tokens_per_layer.weight") or (
-            spec.shape[:1] == (count,)
-            and (kind.role == "head" or name.endswith((".embed_tokens.weight", "head.weight")))
+            spec.shape[:1] in counts
+            and (
+                place(name).role == "head" or name.endswith((".embed_tokens.weight", "head.weight"))
+            )
         ):
             found.add(name)
     return frozenset(found)
