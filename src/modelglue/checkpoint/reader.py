@@ -11,7 +11,7 @@ from modelglue.checkpoint.files import Descriptors
 from modelglue.checkpoint.fingerprint import Digesting, stamp
 from modelglue.checkpoint.folder import read_folder
 from modelglue.checkpoint.naming import head_and_embedding
-from modelglue.checkpoint.spec import TensorSpec, torch_dtype
+from modelglue.checkpoint.spec import BITS, TensorSpec, torch_dtype
 from modelglue.errors import TensorNotFound, UnsupportedCheckpoint
 from modelglue.registry import nearest
 
@@ -147,7 +147,7 @@ class Checkpoint:
                 f"{name}: bytes {start} to {start + len(flat)} of {spec.nbytes} were asked for"
             )
         if spec.strides is not None:
-            flat[:] = self._gather(spec)[start : start + len(flat)]
+            self._gather(spec, flat, start)
         elif len(flat):
             self._descriptors.read_into(spec.file, flat, spec.offset + start)
 
@@ -225,14 +225,20 @@ class Checkpoint:
             self.read_into(name, part, start=start)
             yield part
 
-    def _gather(self, spec: TensorSpec) -> memoryview:
-        import torch
+    def _gather(self, spec: TensorSpec, flat: memoryview, start: int) -> None:
+        import numpy as np
 
-        strides = spec.strides or ()
-        reach = 1 + sum((n - 1) * step for n, step in zip(spec.shape, strides, strict=True))
-        storage = torch.empty(reach, dtype=torch_dtype(spec.dtype))
-        self._descriptors.read_into(spec.file, tensor_bytes(storage), spec.offset)
-        return tensor_bytes(storage.as_strided(spec.shape, strides).contiguous())
+        from modelglue.checkpoint.strided import read_strided
+
+        def read(buffer: memoryview, at: int) -> None:
+            self._descriptors.read_into(spec.file, buffer, spec.offset + at)
+
+        size = BITS[spec.dtype] // 8
+        first, last = start // size, -(-(start + len(flat)) // size)
+        found = np.empty(last - first, f"V{size}")
+        read_strided(read, found, first, spec.shape, spec.strides or ())
+        inner = start - first * size
+        flat[:] = found.view(np.uint8).data[inner : inner + len(flat)]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
