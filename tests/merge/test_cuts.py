@@ -57,16 +57,22 @@ def taken(cut: Cuts, model: int, values: np.ndarray) -> np.ndarray:
     return (bits > limit) | ((bits == limit) & (np.arange(len(bits)) <= last))
 
 
-@pytest.mark.parametrize("small", [0, 1 << 20], ids=["by sample", "at once"])
+@pytest.mark.parametrize(
+    ("small", "held"),
+    [(0, 1 << 20), (0, 100), (1 << 20, 0)],
+    ids=["by sample", "by bins", "at once"],
+)
 @pytest.mark.parametrize("sort", SORTS, ids=[sort.__name__ for sort in SORTS])
 @pytest.mark.parametrize("torch_too", [False, True], ids=["numpy", "torch"])
 def test_exactly_so_many_entries_are_above(
     monkeypatch: pytest.MonkeyPatch,
     small: int,
+    held: int,
     sort: Callable[[np.random.Generator], np.ndarray],
     torch_too: bool,
 ) -> None:
     monkeypatch.setattr(cuts, "_SMALL", small)
+    monkeypatch.setattr(cuts, "_HELD", held)
     rng = np.random.default_rng(7)
     models = np.stack([sort(rng).astype(np.float32) for _ in FRACTIONS])
     counts = [int(COUNT * fraction) for fraction in FRACTIONS]

@@ -7,6 +7,7 @@ lie in the file; the ends of a range, what is small, and everything on other sys
 usual. No page is ever written both ways, so the two don't get into each other's way.
 """
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -37,12 +38,12 @@ class OutputFile:
         try:
             if create is not None:
                 _allocate(self.descriptor, create)
-            if _DIRECT:
+        except OSError:
+            os.close(self.descriptor)
+            raise
+        if _DIRECT:
+            with contextlib.suppress(OSError):
                 self._direct = os.open(path, flags | _DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                self.close()
-                raise
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes to their place."""

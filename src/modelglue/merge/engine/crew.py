@@ -3,6 +3,7 @@
 Lighter than a pool of futures: a checkpoint may have tens of thousands of small tensors.
 """
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Crew:
         self._threads, self._workspace = threads, workspace
         self._condition = threading.Condition()
         self._jobs: deque[Job] = deque()
+        self._alive = 0
         self._busy = 0
         self._done = 0
         self._error: BaseException | None = None
@@ -48,38 +50,55 @@ class Crew:
             on_done: called now and then with the size of what is done, from this thread.
         """
         self._jobs.extend(jobs)
-        threads = [
-            threading.Thread(target=self._work, name=f"merge-{i}", daemon=True)
-            for i in range(self._threads)
-        ]
-        for thread in threads:
-            thread.start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.1)
-                    if on_done is not None:
-                        on_done(self._done)
+            for i in range(self._threads):
+                self._begin(f"merge-{i}")
+            while not self._ended(0.1):
+                if on_done is not None:
+                    on_done(self._done)
         except BaseException as error:  # Ctrl-C: nobody begins another job
             self._fail(error)
-            for thread in threads:
-                thread.join()
+            # Whatever else is pressed: the files that they write to stay open until they end.
+            while self._alive:
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._ended(None)
             raise
         if self._error is not None:
             raise self._error
         if on_done is not None:
             on_done(self._done)
 
+    def _begin(self, name: str) -> None:
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        with self._condition:
+            self._alive += 1
+        try:
+            thread.start()
+        except BaseException:
+            with self._condition:
+                self._alive -= 1
+            raise
+
+    def _ended(self, seconds: float | None) -> bool:
+        """Wait so long until all threads have ended. (An interrupted `join` takes them for it.)"""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._alive, seconds)
+
     def _work(self) -> None:
-        workspace = self._workspace()
-        while (job := self._take()) is not None:
-            further: Sequence[Job] = ()
-            try:
-                further = job.run(workspace)
-            except BaseException as error:  # noqa: BLE001 (raised again by `run`)
-                self._fail(error)
-            finally:
-                self._finish(job, further)
+        try:
+            workspace = self._workspace()
+            while (job := self._take()) is not None:
+                further: Sequence[Job] = ()
+                try:
+                    further = job.run(workspace)
+                finally:
+                    self._finish(job, further)
+        except BaseException as error:  # noqa: BLE001 (raised again by `run`)
+            self._fail(error)
+        finally:
+            with self._condition:
+                self._alive -= 1
+                self._condition.notify_all()
 
     def _take(self) -> Job | None:
         with self._condition:

@@ -130,7 +130,7 @@ class TensorReader:
 
     def sample(self, count: int) -> Chunk:
         """Runs of entries, spread evenly."""
-        unit = _RUN
+        unit = min(max(count, 1), _RUN)
         if self._tensor.union is not None:
             unit = max(math.prod(self.shape[1:]), 1)
         pieces = max(1, min(count // unit, self.numel // unit))

@@ -2,12 +2,14 @@
 
 A sample tells between which two magnitudes the cut must be, with a wide margin; one pass counts
 what is above and collects what is between, and the cut is among those. Where the sample was wrong
-or very many entries are equal, a histogram of what is between narrows it, pass by pass: the bits of
-a float32 order as its magnitude does, so bins are exact and at most three passes end it.
+or very much lies between, a histogram of what is between narrows it, pass by pass: the bits of a
+float32 order as its magnitude does, so bins are exact and few passes end it. What is held does not
+grow with the tensor.
 What is small is looked at as a whole. Equal magnitudes at the cut: the lower flat index is kept.
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +30,7 @@ _EVERY = np.iinfo(np.int64).max
 _ROOM = 1 << 16
 _BINS_LOG2 = 16
 _SMALL = 1 << 14
+_HELD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,17 @@ class _Search:
         """Log₂ of a bin's width, so that the bins cover low … high."""
         return max(0, (self.high - self.low).bit_length() - _BINS_LOG2)
 
+    def count_bins(self, chunk: Chunk) -> np.ndarray:
+        """How many of a chunk's entries lie in each bin: [bins] int64."""
+        bins: np.ndarray = backend(chunk).histogram(
+            self.read(chunk), self.low, self.high, self.shift, 1 << _BINS_LOG2
+        )
+        return bins
+
+    def bins_of(self, bits: np.ndarray) -> np.ndarray:
+        """The same of bits that lie within low … high."""
+        return np.bincount((bits - self.low) >> self.shift, minlength=1 << _BINS_LOG2)
+
 
 def _of_deltas(model: int, count: int) -> _Search:
     def read(chunk: Chunk) -> Array:
@@ -114,15 +128,38 @@ def _of_deltas(model: int, count: int) -> _Search:
     return _Search(read, scan, count)
 
 
-@dataclass
-class _Part:
-    """What one chunk tells one search."""
+class _Pass:
+    """What one pass tells one search, from chunks in any order and by any thread."""
 
-    above: int
-    within: int
-    found: np.ndarray
-    places: np.ndarray
-    bins: np.ndarray | None
+    def __init__(self, search: _Search) -> None:
+        self.search = search
+        self.above = self.within = 0
+        self.found: list[tuple[int, np.ndarray, np.ndarray]] | None = []
+        """(where the chunk begins, bits, places) of what is within; None: too many."""
+        self.bins: np.ndarray | None = None
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def look(self, chunk: Chunk) -> None:
+        """Take a chunk into account."""
+        search, start = self.search, chunk.offset + chunk.start
+        above, within, found, places = search.scan(chunk, search.low, search.high)
+        whole = within == len(found)
+        with self._lock:
+            self.above += above
+            self.within += within
+            if self.found is not None and whole and self._held + within <= _HELD:
+                self._held += within
+                self.found.append((start, found, places + start))
+                return
+            before, self.found = self.found or [], None
+        if search.low == search.high:
+            return
+        counted = search.count_bins(chunk) if not whole else search.bins_of(found)
+        for _, bits, _ in before:
+            counted += search.bins_of(bits)
+        with self._lock:
+            self.bins = counted if self.bins is None else self.bins + counted
 
 
 def _find(whole: Whole, searches: Sequence[_Search]) -> list[tuple[int, int]]:
@@ -176,60 +213,40 @@ def _bracket(whole: Whole, searches: Sequence[_Search]) -> None:
 
 def _narrow(whole: Whole, searches: Sequence[_Search]) -> None:
     """One pass: the cut itself, or a narrower bracket, for every search."""
+    passes = [_Pass(search) for search in searches]
 
-    def look(chunk: Chunk) -> list[_Part]:
-        parts = []
-        for search in searches:
-            above, within, found, places = search.scan(chunk, search.low, search.high)
-            bins = None
-            if within > len(found):
-                size, bits = 1 << _BINS_LOG2, search.read(chunk)
-                bins = backend(chunk).histogram(bits, search.low, search.high, search.shift, size)
-            parts.append(_Part(above, within, found, places + (chunk.offset + chunk.start), bins))
-        return parts
+    def look(chunk: Chunk) -> None:
+        for one in passes:
+            one.look(chunk)
 
-    looked = whole.map(look)
-    for number, search in enumerate(searches):
-        _judge(whole, search, [parts[number] for parts in looked])
+    whole.map(look)
+    for one in passes:
+        _judge(whole, one)
 
 
-def _judge(whole: Whole, search: _Search, parts: Sequence[_Part]) -> None:
-    above = sum(part.above for part in parts)
-    within = sum(part.within for part in parts)
-    wanted = search.count - above
+def _judge(whole: Whole, seen: _Pass) -> None:
+    search, wanted = seen.search, seen.search.count - seen.above
     if wanted <= 0:
         search.low, search.high = search.high + 1, HIGHEST
-    elif wanted > within:
+    elif wanted > seen.within:
         search.low, search.high = 0, search.low - 1
-    elif all(part.bins is None for part in parts):
-        found = np.concatenate([part.found for part in parts])
-        places = np.concatenate([part.places for part in parts])
-        value = int(np.partition(found, within - wanted)[within - wanted])
+    elif seen.found is not None:
+        parts = sorted(seen.found, key=lambda part: part[0])
+        found = np.concatenate([bits for _, bits, _ in parts])
+        places = np.concatenate([places for _, _, places in parts])
+        value = int(np.partition(found, seen.within - wanted)[seen.within - wanted])
         ties = wanted - int((found > value).sum())
-        # Places ascend, as the chunks do.
         search.cut = (value, int(places[found == value][ties - 1]))
+    elif seen.bins is not None:
+        from_top = np.cumsum(seen.bins[::-1])
+        chosen = len(from_top) - 1 - int(np.searchsorted(from_top, wanted))
+        width = 1 << search.shift
+        search.low += chosen * width
+        search.high = min(search.low + width - 1, search.high)
     else:
-        _narrow_to_bin(whole, search, parts, wanted)
-
-
-def _narrow_to_bin(whole: Whole, search: _Search, parts: Sequence[_Part], wanted: int) -> None:
-    counted = np.zeros(1 << _BINS_LOG2, np.int64)
-    for part in parts:
-        counted += (
-            np.bincount((part.found - search.low) >> search.shift, minlength=len(counted))
-            if part.bins is None
-            else part.bins
-        )
-    from_top = np.cumsum(counted[::-1])
-    place = int(np.searchsorted(from_top, wanted))
-    chosen = len(counted) - 1 - place
-    low = search.low + (chosen << search.shift)
-    if search.shift:
-        search.low, search.high = low, min(low + (1 << search.shift) - 1, search.high)
-        return
-    ties = wanted - (int(from_top[place - 1]) if place else 0)
-    all_of_them = ties == int(counted[chosen])
-    search.cut = (low, _EVERY if all_of_them else _last_tie(whole, search.read, low, ties))
+        all_of_them = wanted == seen.within
+        last = _EVERY if all_of_them else _last_tie(whole, search.read, search.low, wanted)
+        search.cut = (search.low, last)
 
 
 def _last_tie(whole: Whole, read: Bits, value: int, ties: int) -> int:

@@ -124,9 +124,10 @@ def _subtract(a, b):
 
 @_reduction
 def _dot(a, b):
-    total = _ZERO
+    # Products of float32 are exact in float64, and neither overflow nor vanish.
+    total = 0.0
     for j in range(a.shape[0]):
-        total += a[j] * b[j]
+        total += np.float64(a[j]) * np.float64(b[j])
     return total
 
 
