@@ -2,9 +2,11 @@
 
 Small loops over short slices, each of which the compiler turns into vector code, called block by
 block so that everything between reading and writing stays in the first-level cache. Compiled code
-is kept beside this file, or in the user's cache where that cannot be written.
+is kept beside this file, or in the user's cache where that cannot be written; where neither can,
+every process compiles anew, which takes seconds.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,15 @@ _INFINITE = np.uint32(0x7F800000)
 _ZERO = np.float32(0)
 _S15, _S16 = np.uint32(15), np.uint32(16)
 
-_compiled = njit(nogil=True, cache=True)
-_reduction = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+
+def _compile(function: Any, **options: Any) -> Any:
+    try:
+        return njit(nogil=True, cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep it
+        return njit(nogil=True, **options)(function)
+
+
+_reduction = partial(_compile, fastmath={"reassoc", "contract"})
 
 
 def _load(x: Any, f: Any) -> None:
@@ -45,13 +54,13 @@ def _load_as(x: Any, f: Any) -> Any:
     return numbers
 
 
-@_compiled
+@_compile
 def decode(x, out):
     """[k] uint16 bits of bfloat16 → [k] float32."""
     _load(x, out)
 
 
-@_compiled
+@_compile
 def encode(x, out):
     """[k] float32 → [k] uint16 bits of bfloat16, to nearest even; counts the non-finite."""
     bits = x.view(np.uint32)
@@ -67,7 +76,7 @@ def encode(x, out):
     return bad
 
 
-@_compiled
+@_compile
 def count_nonfinite(x):
     """How many of [k] float32 are NaN or infinite."""
     bits = x.view(np.uint32)
@@ -77,19 +86,19 @@ def count_nonfinite(x):
     return bad
 
 
-@_compiled
+@_compile
 def _scale(f, w, out):
     for j in range(f.shape[0]):
         out[j] = w * f[j]
 
 
-@_compiled
+@_compile
 def _add_scaled(f, w, out):
     for j in range(f.shape[0]):
         out[j] += w * f[j]
 
 
-@_compiled
+@_compile
 def weighted_sum(models, weights, out):
     """models [n, k], weights [n] → out [k]."""
     n, k = models.shape
@@ -105,7 +114,7 @@ def weighted_sum(models, weights, out):
                 _add_scaled(f, weights[i], out[s:e])
 
 
-@_compiled
+@_compile
 def add_weighted(x, weight, out):
     """Out += weight · x: [k]."""
     k = x.shape[0]
@@ -116,7 +125,7 @@ def add_weighted(x, weight, out):
         _add_scaled(scratch[: e - s], weight, out[s:e])
 
 
-@_compiled
+@_compile
 def _subtract(a, b):
     for j in range(a.shape[0]):
         a[j] -= b[j]
@@ -131,7 +140,7 @@ def _dot(a, b):
     return total
 
 
-@_compiled
+@_compile
 def grams(models, base, minus_base, width, first, out):
     """Add dot products to out [rows, m, m]: of models [n, k], less base [k] or with it as the last.
 
@@ -156,7 +165,7 @@ def grams(models, base, minus_base, width, first, out):
         s = e
 
 
-@_compiled
+@_compile
 def _cut(t, bits, last, above):
     """Set to 0 what is not above the cut, or (above=False) what is.
 
@@ -174,7 +183,7 @@ def _cut(t, bits, last, above):
         _cut_at(t[last + 1 :], limit, above)
 
 
-@_compiled
+@_compile
 def _cut_at(t, limit, above):
     x = t.view(np.int32)
     if above:
@@ -185,7 +194,7 @@ def _cut_at(t, limit, above):
             x[j] = x[j] if (x[j] & _SIGNED_MAGNITUDE) <= limit else np.int32(0)
 
 
-@_compiled
+@_compile
 def _draw(t, key, twist, counter, limit):
     """Set to 0 what is not drawn; see `random.draw`."""
     x = t.view(np.uint32)
@@ -199,7 +208,7 @@ def _draw(t, key, twist, counter, limit):
         x[j] = x[j] if h <= limit else np.uint32(0)
 
 
-@_compiled
+@_compile
 def uniform(key, twist, counter, out):
     """The random bits of consecutive entries: [k] uint32."""
     for j in range(out.shape[0]):
@@ -211,14 +220,14 @@ def uniform(key, twist, counter, out):
         out[j] = np.uint32(h ^ (h >> _S16))
 
 
-@_compiled
+@_compile
 def _weigh(t, w, elected):
     for j in range(t.shape[0]):
         t[j] *= w
         elected[j] += t[j]
 
 
-@_compiled
+@_compile
 def _weigh_counting(t, w, elected):
     for j in range(t.shape[0]):
         t[j] *= w
@@ -226,34 +235,34 @@ def _weigh_counting(t, w, elected):
         elected[j] += -np.float32(1) if t[j] < _ZERO else one
 
 
-@_compiled
+@_compile
 def _add_agreeing(t, elected, out):
     for j in range(t.shape[0]):
         same = (t[j] > _ZERO) == (elected[j] >= _ZERO)
         out[j] += t[j] if same else _ZERO
 
 
-@_compiled
+@_compile
 def _count_agreeing(t, elected, w, divisor):
     for j in range(t.shape[0]):
         same = (t[j] > _ZERO) if elected[j] >= _ZERO else (t[j] < _ZERO)
         divisor[j] += w if same else _ZERO
 
 
-@_compiled
+@_compile
 def _divide(out, divisor):
     for j in range(out.shape[0]):
         d = divisor[j]
         out[j] /= np.float32(1) if d == _ZERO else d
 
 
-@_compiled
+@_compile
 def _finish(base, scale, out):
     for j in range(out.shape[0]):
         out[j] = base[j] + scale * out[j]
 
 
-@_compiled
+@_compile
 def task_vector_sum(
     models,
     base,
@@ -337,7 +346,7 @@ def task_vector_sum(
                 _poison(t[i, :m], b[:m], o)
 
 
-@_compiled
+@_compile
 def _poison(f, b, out):
     """Set out to NaN where f − b is not finite."""
     for j in range(f.shape[0]):
@@ -345,13 +354,13 @@ def _poison(f, b, out):
             out[j] = np.float32(np.nan)
 
 
-@_compiled
+@_compile
 def _magnitude(x):
     for j in range(x.shape[0]):
         x[j] &= _MAGNITUDE
 
 
-@_compiled
+@_compile
 def _above(x, high):
     total = np.uint32(0)
     for j in range(x.shape[0]):
@@ -359,7 +368,7 @@ def _above(x, high):
     return total
 
 
-@_compiled
+@_compile
 def _within(x, low, span, mask):
     """Mark in [B] uint8 which of x are within; how many."""
     total = np.uint32(0)
@@ -370,7 +379,7 @@ def _within(x, low, span, mask):
     return total
 
 
-@_compiled
+@_compile
 def _scan(x, low, high, start, mask, found, places, counts):
     """Add to counts (above, within, found) what bits [B] hold; see `scan`."""
     counts[0] += _above(x, high)
@@ -390,7 +399,7 @@ def _scan(x, low, high, start, mask, found, places, counts):
     counts[2] = w
 
 
-@_compiled
+@_compile
 def scan(bits, low, high, found, places):
     """How many of bits [k] are above `high`, and which lie in low … high.
 
@@ -405,7 +414,7 @@ def scan(bits, low, high, found, places):
     return counts
 
 
-@_compiled
+@_compile
 def scan_deltas(model, base, low, high, found, places):
     """The same of |model − base| as the bits of float32."""
     counts = np.zeros(3, np.int64)
@@ -423,7 +432,7 @@ def scan_deltas(model, base, low, high, found, places):
     return counts
 
 
-@_compiled
+@_compile
 def histogram(bits, low, high, shift, out):
     """Count bits [k] that lie in low … high into bins of 2^shift: out [bins] int64."""
     span = np.uint32(high - low)
@@ -433,7 +442,7 @@ def histogram(bits, low, high, shift, out):
             out[np.int64(x) >> shift] += 1
 
 
-@_compiled
+@_compile
 def magnitudes(model, base, out):
     """|model − base| as the bits of float32: [k] uint32."""
     f = out.view(np.float32)
