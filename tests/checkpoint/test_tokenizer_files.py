@@ -141,6 +141,48 @@ def test_sentencepiece_models_are_read(tmp_path: Path) -> None:
     assert "'y' is number 1 in one and 2" in str(same_vocabulary(tmp_path / "a", tmp_path / "b"))
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("vocab.json", b'{"x": 0, "y": 1}'),
+        ("vocab.txt", b"x\ny\n"),
+        ("tokenizer.model", sentencepiece("x", "y")),
+        ("spiece.model", sentencepiece("x", "y")),
+        ("sentencepiece.bpe.model", sentencepiece("x", "y")),
+    ],
+)
+def test_tokens_added_beside_a_table_are_compared(tmp_path: Path, name: str, table: bytes) -> None:
+    added = {
+        "plain": {},
+        "a": {"added_tokens.json": '{"<a>": 2}'},
+        "b": {"added_tokens.json": '{"<b>": 2}'},
+        "c": {"tokenizer_config.json": '{"added_tokens_decoder": {"2": {"content": "<a>"}}}'},
+    }
+    for folder, files in added.items():
+        write(tmp_path / folder, {name: table, **{n: text.encode() for n, text in files.items()}})
+    assert vocabulary(tmp_path / "c") == {"x": 0, "y": 1, "<a>": 2}
+    assert same_vocabulary(tmp_path / "a", tmp_path / "c") is None
+    assert "'<a>'" in str(same_vocabulary(tmp_path / "a", tmp_path / "b"))
+    assert "3 tokens against 2" in str(same_vocabulary(tmp_path / "a", tmp_path / "plain"))
+    (tmp_path / "plain" / "added_tokens.json").write_text('{"<a>": 2}')
+    assert same_vocabulary(tmp_path / "a", tmp_path / "plain") is None
+
+
+@pytest.mark.parametrize("decoder", ["[1]", '{"two": {"content": "x"}}', '{"2": "x"}', '{"2": {}}'])
+def test_a_broken_list_of_added_tokens_is_refused(tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "vocab.json").write_text('{"x": 0}')
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"added_tokens_decoder": {decoder}}}')
+    with pytest.raises(CorruptCheckpoint, match=r"tokenizer_config\.json: added_tokens_decoder"):
+        vocabulary(tmp_path)
+
+
+def test_every_kind_of_tokenizer_goes_along(tmp_path: Path) -> None:
+    names = {"spm.model", "tiktoken.model", "qwen.tiktoken", "spiece.model", "tekken.json"}
+    write(tmp_path / "m", dict.fromkeys([*names, "video_preprocessor_config.json"], b"{}"))
+    assert set(tokenizer_files(tmp_path / "m")) == names
+    assert set(other_files(tmp_path / "m")) == {"video_preprocessor_config.json"}
+
+
 @pytest.mark.parametrize("data", [b"", b"IQ== 0\nIg== 1\n", sentencepiece("a")[:-1], b"\x0a\x7f"])
 def test_what_is_no_sentencepiece_model_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(data)

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import token_models
-from token_oracle import EMBEDDING, Side, arithmetic, check, runs, sides, task_arithmetic
+from token_oracle import EMBEDDING, Side, arithmetic, check, linear, runs, sides, task_arithmetic
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from modelglue import merge
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.tokenizer import Tokens, tokens_of, vocabulary
+from modelglue.errors import NotMergeable
+from modelglue.merge.config.schema import parse_config
 from modelglue.merge.config.tokenizer import TokenizerConfig
+from modelglue.merge.plan.merge_plan import make_plan
 from modelglue.merge.vocabulary.special_ids import followed, roles_of
 from modelglue.merge.vocabulary.tokens import OutputTokens, Party, rows_of
 from modelglue.merge.vocabulary.vocabulary import unite
@@ -117,6 +120,21 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_others(
         task_arithmetic(0.5),
     )
     runs(out)
+
+
+def test_pieces_without_numbers_are_compared_and_not_united(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = {"a": tmp_path / "a", "b": tmp_path / "b"}
+    for name, path in paths.items():
+        shutil.copytree(zoo["base"], path)
+        (path / "tokenizer.json").unlink()
+        piece = b"\x0a\x01" + name.encode()
+        (path / "spiece.model").write_bytes(b"\x0a\x03" + piece)
+    with pytest.raises(NotMergeable, match=r"spiece\.model: it does not say which numbers"):
+        make_plan(parse_config(linear(paths, "a", "b")))
+    shutil.copy(paths["a"] / "spiece.model", paths["b"])
+    assert make_plan(parse_config(linear(paths, "a", "b"))).notes == ()
 
 
 def test_ids_follow_their_tokens() -> None:

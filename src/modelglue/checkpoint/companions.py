@@ -15,13 +15,18 @@ COMPANIONS = (
     "merges.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "spm.model",
+    "tiktoken.model",
+    "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates",
     "generation_config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
 )
+"""Names and patterns of names, relative to the folder."""
 
 
 def companions(folder: Path, *, code: bool = False) -> dict[str, bytes]:
@@ -35,9 +40,8 @@ def companions(folder: Path, *, code: bool = False) -> dict[str, bytes]:
         Contents by path relative to the folder.
     """
     found: dict[str, bytes] = {}
-    wanted = [folder / name for name in COMPANIONS]
-    if code:
-        wanted += sorted(folder.glob("*.py"))
+    patterns = [*COMPANIONS, *(["*.py"] if code else [])]
+    wanted = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     for path in wanted:
         inner = sorted(path.rglob("*")) if path.is_dir() else [path]
         found.update({str(p.relative_to(folder)): p.read_bytes() for p in inner if p.is_file()})

@@ -15,7 +15,18 @@ from modelglue.checkpoint.sentencepiece import pieces
 from modelglue.errors import CheckpointNotFound, CorruptCheckpoint
 
 # In the order of preference; the first that a folder has is read.
-_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+UNNUMBERED = ("spiece.model", "sentencepiece.bpe.model")
+"""Files whose pieces some families number otherwise: good for no more than to be compared."""
+# Where the tokens added to one of them are, but for tokenizer.json, which has its own.
+_BESIDE = ("added_tokens.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,9 @@ def tokens_of(model: Checkpoint | str | Path) -> Tokens:
     if path is None:
         known = f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
         raise CheckpointNotFound(f"{folders_of(model)[0]}: there is no {known}.")
-    status = path.stat()
-    return _parsed(path, status.st_mtime_ns, status.st_size)
+    read = [path] if path.name == "tokenizer.json" else [path, *map(path.with_name, _BESIDE)]
+    stamps = (file.stat() if file.is_file() else None for file in read)
+    return _parsed(path, tuple((s.st_mtime_ns, s.st_size) if s else None for s in stamps))
 
 
 def tokenizer_file(model: Checkpoint | str | Path) -> Path | None:
@@ -76,8 +88,8 @@ def same_vocabulary(a: Checkpoint | str | Path, b: Checkpoint | str | Path) -> s
     first, second = tokenizer_file(a), tokenizer_file(b)
     if first is None or second is None:
         return None
-    # Most models of a family share the file to the byte.
-    if first.name == second.name and read_small(first) == read_small(second):
+    # Most models of a family share the file to the byte. Of the others it is not all there is.
+    if first.name == second.name == "tokenizer.json" and read_small(first) == read_small(second):
         return None
     one, two = vocabulary(a), vocabulary(b)
     if one == two:
@@ -99,7 +111,7 @@ def folders_of(model: Checkpoint | str | Path) -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=32)
-def _parsed(path: Path, _mtime: int, _size: int) -> Tokens:
+def _parsed(path: Path, _stamps: tuple[tuple[int, int] | None, ...]) -> Tokens:
     if path.name == "tokenizer.json":
         table, added = _from_tokenizer_json(read_json_object(path), path)
     else:
@@ -124,11 +136,21 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _added_beside(path: Path) -> dict[str, dict[str, Any]]:
-    extra = path.with_name("added_tokens.json")
-    if not extra.is_file():
-        return {}
-    found = parse_json_object(read_small(extra), extra, what="the file")
-    return {token: {"id": index, "content": token} for token, index in found.items()}
+    """The added tokens where there is no tokenizer.json; what the settings say counts."""
+    listed, settings = (
+        parse_json_object(read_small(file), file, what="the file") if file.is_file() else {}
+        for file in map(path.with_name, _BESIDE)
+    )
+    added = {token: {"id": index, "content": token} for token, index in listed.items()}
+    try:
+        decoder = settings.get("added_tokens_decoder") or {}
+        entries = [{**entry, "id": int(number)} for number, entry in decoder.items()]
+        return added | {entry["content"]: entry for entry in entries}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CorruptCheckpoint(
+            f"{path.with_name(_BESIDE[1])}: added_tokens_decoder is no mapping of numbers to "
+            "tokens. Fetch the file again."
+        ) from None
 
 
 def _from_tokenizer_json(

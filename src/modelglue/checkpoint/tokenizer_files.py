@@ -16,7 +16,12 @@ from modelglue.checkpoint.tokenizer import Tokens, folders_of
 from modelglue.errors import NotMergeable
 
 # Companions that are no part of a tokenizer.
-_OTHERS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+_OTHERS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
 # What `edited` writes anew or keeps; every other tokenizer file would contradict it.
 _KEPT = (
     "tokenizer_config.json",

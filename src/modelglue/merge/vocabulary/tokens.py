@@ -19,7 +19,7 @@ from modelglue.checkpoint.files import read_small
 from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
-from modelglue.checkpoint.tokenizer import Tokens, tokenizer_file, tokens_of
+from modelglue.checkpoint.tokenizer import UNNUMBERED, Tokens, tokenizer_file, tokens_of
 from modelglue.checkpoint.tokenizer_files import added_token, next_number, settings_of
 from modelglue.errors import NotMergeable
 from modelglue.merge.config.schema import same_model
@@ -97,7 +97,7 @@ def output_tokens(
             m for m, p in parties.items() if same_model(p.reference) == same_model(config.source)
         )
         tokenizer = next(named, None) or _located(config.source, root)
-        tokens = OutputTokens(tokens_of(tokenizer).ids, tokenizer)
+        tokens = OutputTokens(_numbered(tokenizer).ids, tokenizer)
     found = with_tokens(tokens, config.tokens)
     _refuse_uneditable(found)
     return found
@@ -277,7 +277,18 @@ def _next(start: OutputTokens) -> int:
 def _tokens_of(model: Checkpoint, first: Checkpoint) -> Tokens:
     ours, theirs = tokenizer_file(model), tokenizer_file(first)
     if ours is None or theirs is None:
-        return tokens_of(first)
+        return _numbered(first)
     # Most models of a family share the file to the byte: it is parsed once.
     same = ours.name == theirs.name == "tokenizer.json" and read_small(ours) == read_small(theirs)
-    return tokens_of(first if same else model)
+    return _numbered(first if same else model)
+
+
+def _numbered(model: Checkpoint | Path) -> Tokens:
+    path = tokenizer_file(model)
+    if path is not None and path.name in UNNUMBERED:
+        raise NotMergeable(
+            f"{path}: it does not say which numbers the model's tokens have, so rows cannot be "
+            "matched. Load the tokenizer with transformers and save it again, which writes a "
+            "tokenizer.json."
+        )
+    return tokens_of(model)
