@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import token_models
-from token_oracle import EMBEDDING, Side, arithmetic, check, linear, runs, sides, task_arithmetic
+from safetensors.numpy import load_file
+from token_oracle import (
+    EMBEDDING,
+    Side,
+    arithmetic,
+    average,
+    check,
+    linear,
+    runs,
+    sides,
+    task_arithmetic,
+)
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -80,6 +91,46 @@ def test_a_token_without_a_row_comes_back_where_a_model_has_one(
     )
     assert AutoTokenizer.from_pretrained(out).pad_token == "[PAD]"
     runs(out)
+
+
+@pytest.mark.parametrize("base", [None, "rowless"])
+def test_trained_rows_are_not_cut_where_the_template_is_shorter(
+    zoo: dict[str, Path], tmp_path: Path, base: str | None
+) -> None:
+    paths = {**zoo, "grown": tmp_path / "grown"}
+    tokenizer = AutoTokenizer.from_pretrained(zoo["rowless"])
+    token_models.save(paths["grown"], seed=9, tokenizer=tokenizer, rows=288)
+    config = linear(paths, "rowless", "grown")
+    if base:
+        config = arithmetic(paths, "grown", base=base)
+    out = merge(config, tmp_path / "out")
+    combine = task_arithmetic(0.5) if base else average
+    merged = check(out, sides(paths, "rowless", "grown"), base, combine)
+    assert merged.vocab == vocabulary(paths["grown"])
+    np.testing.assert_array_equal(
+        merged.row(EMBEDDING, "[PAD]"), Side(paths["grown"]).row(EMBEDDING, "[PAD]")
+    )
+    runs(out)
+
+
+def test_rows_come_back_to_a_table_whose_tokens_cannot_be_edited(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = {"short": tmp_path / "short", "grown": tmp_path / "grown"}
+    token_models.save(paths["grown"], seed=9, added=["<x>", "<y>"])
+    shutil.copytree(zoo["base"], paths["short"])
+    (paths["grown"] / "tokenizer.json").rename(tmp_path / "whole.json")
+    for path in paths.values():
+        content = json.loads((tmp_path / "whole.json").read_text())
+        (path / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+        (path / "added_tokens.json").write_text('{"<x>": 280, "<y>": 281}')
+        (path / "tokenizer.json").unlink(missing_ok=True)
+    out = merge(linear(paths, "short", "grown"), tmp_path / "out")
+    assert vocabulary(out) == vocabulary(paths["grown"])
+    written, grown = (
+        load_file(path / "model.safetensors")[EMBEDDING] for path in (out, paths["grown"])
+    )
+    np.testing.assert_array_equal(written[280:], grown[280:])
 
 
 def test_an_ordinary_token_that_another_model_added_becomes_one(

@@ -263,7 +263,12 @@ def _extended(
     fresh = [token for token, _ in wanted if token not in ids]
     if fresh:
         ids |= {token: number for number, token in enumerate(fresh, _next(start))}
-    add += [{"id": ids[token], **added_token(token, like)} for token, like in wanted]
+    has = {token: entry["id"] for token, entry in tokens_of(start.tokenizer).added.items()}
+    add += [
+        {"id": ids[token], **added_token(token, like)}
+        for token, like in wanted
+        if has.get(token) != ids[token]  # else it is only back
+    ]
     back = {token for token, _ in wanted}
     return OutputTokens(ids, start.tokenizer, tuple(add), start.drop - back)
 

@@ -26,7 +26,7 @@ import numpy as np
 from modelglue.checkpoint.chat_templates import find_template, template_problem, with_template
 from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file
+from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file, vocabulary
 from modelglue.checkpoint.tokenizer_files import edited, other_files, settings_of, tokenizer_files
 from modelglue.errors import ConfigError
 from modelglue.merge.config.tokenizer import TokenizerConfig
@@ -186,7 +186,7 @@ def unite(
     if base is not None and base_reference is not None:
         everyone[base] = base_reference
     chat = _chat_template(config, list(everyone))
-    if config.source is None and _all_alike(list(everyone)):
+    if config.source is None and _all_alike(template, list(everyone)):
         rows = stored_rows(template)
         stored = dict(zip(_names(everyone), map(stored_rows, everyone), strict=True))
         report = padding_report(stored, rows) if rows else {}
@@ -233,9 +233,16 @@ def _index(base: Checkpoint | None, models: Sequence[Checkpoint]) -> int | None:
     return next((index for index, model in enumerate(models) if model is base), None)
 
 
-def _all_alike(models: Sequence[Checkpoint]) -> bool:
+def _all_alike(template: Checkpoint, models: Sequence[Checkpoint]) -> bool:
+    """Whether all have the same tokens, and the template a row for each that any has one for."""
     first = next((model for model in models if tokenizer_file(model) is not None), None)
-    return first is None or all(same_vocabulary(model, first) is None for model in models)
+    if first is None:
+        return True
+    if any(same_vocabulary(model, first) is not None for model in models):
+        return False
+    rows = stored_rows(template)
+    most = max(stored_rows(model) or 0 for model in models)
+    return rows is None or not any(rows <= number < most for number in vocabulary(first).values())
 
 
 def _chat_template(config: TokenizerConfig, models: Sequence[Checkpoint]) -> str | None:
