@@ -62,11 +62,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def assert_is_undisturbed(out: Path, config: Config) -> None:
+def assert_is_undisturbed(out: Path, config: Config, **options: Any) -> None:
     """Every file is what a merge that nobody stopped writes; nothing lies beside it."""
     assert os.listdir(out.parent) == [out.name]
     fresh = out.parent / "undisturbed" / out.name
-    found, expected = contents(out), contents(run(config, fresh).path)
+    found, expected = contents(out), contents(run(config, fresh, **options).path)
     shutil.rmtree(fresh.parent)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
@@ -278,6 +278,27 @@ def test_rows_that_shall_come_from_elsewhere_are_merged_anew(
     stop_late(first, out)
     assert run(second, out).resumed == 0
     assert_is_undisturbed(out, second)
+
+
+def test_numbers_of_another_device_are_not_mixed_in(
+    stop_late: Stop, llamas: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "merged" / "out"
+    config = config_of("model_stock", llamas)
+    config["models"] = [entry["model"] for entry in config["models"]]
+    stop_late(config, out)
+    assert run(config, out, device="cpu").resumed == 0
+    assert_is_undisturbed(out, config, device="cpu")
+
+
+def test_threads_may_change_between_two_tries(
+    stop_late: Stop, llamas: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "merged" / "out"
+    config = config_of("ties", llamas)
+    stop_late(config, out)
+    assert run(config, out, threads=7).resumed > 0
+    assert_is_undisturbed(out, config)
 
 
 def test_no_file_of_another_merge_of_the_same_weights_stays(

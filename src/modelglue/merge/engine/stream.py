@@ -82,7 +82,7 @@ def execute(
     """
     threads = threads or len(os.sched_getaffinity(0))
     nonfinite: dict[str, int] = {}
-    with CheckpointWriter(out, plan.layout, purpose=purpose(plan, allow_nonfinite)) as writer:
+    with CheckpointWriter(out, plan.layout, purpose=purpose(plan, device)) as writer:
         todo = [tensor for tensor in plan.tensors if tensor.name not in writer.finished]
         measured = measure_models(
             plan.tensors,
@@ -109,17 +109,18 @@ def execute(
         return Merged(out, len(writer.finished), nonfinite)
 
 
-def purpose(plan: MergePlan, allow_nonfinite: bool) -> str | None:
-    """What identifies the weights: the plan, and every input file by place, size, time and inode.
+def purpose(plan: MergePlan, device: str | None) -> str | None:
+    """What identifies the weights: plan, device, and all inputs by place, size, time and inode.
 
-    None where an input cannot be told from another that may take its place a moment later.
+    None where an input cannot be told from another that may take its place a moment later. Whether
+    NaN is allowed does not matter: tensors that hold any never count as finished.
     """
     inputs = [*plan.models, *([plan.base] if plan.base else []), *plan.statistics]
     stamps = [model.stamp() for model in inputs]
     if None in stamps:
         return None
     digest = hashlib.sha256()
-    head = [installed_versions()["modelglue"], stamps, allow_nonfinite, dict(plan.output_config)]
+    head = [installed_versions()["modelglue"], stamps, device, dict(plan.output_config)]
     digest.update(json.dumps(head, default=str).encode())
     for tensor in plan.tensors:
         digest.update(repr((tensor.name, tensor.method, tensor.sources, tensor.base)).encode())
