@@ -76,6 +76,8 @@ def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]) 
         (["inspect", "./nowhere"], "nowhere"),
         (["glue", "gone.yaml"], "gone.yaml: cannot be read"),
         (["merge", "gone.yml", "out"], "gone.yml: cannot be read"),
+        (["merge", "gone.yml", "out", "--device", "xyz"], "device 'xyz' cannot be used"),
+        (["merge", "gone.yml", "out", "--device", "meta"], "device 'meta' cannot be used"),
         (["mix", "gone.yml", "out"], "gone.yml: cannot be read"),
         (["report", "nowhere"], "holds no report.json"),
         (

@@ -36,10 +36,12 @@ def merge(
     in the result ends it, with the name of the tensor.
     """
     from modelglue.merge.engine.stream import execute
-    from modelglue.merge.run import as_plan
+    from modelglue.merge.run import as_plan, require_device
 
     if out.exists():
         raise OutputExists(f"{out} is there already; choose another folder")
+    device = None if device == "cpu" else device
+    require_device(device)
     plan = as_plan(config)
     if dry_run:
         from modelglue.report.plan_tables import print_plan
@@ -54,7 +56,7 @@ def merge(
             plan,
             out,
             threads=threads,
-            device=None if device == "cpu" else device,
+            device=device,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelglue.errors import InputError
 from modelglue.merge.config.schema import MergeConfig, load_config, parse_config
 from modelglue.merge.engine.stream import Progress, execute
 from modelglue.merge.plan.merge_plan import MergePlan, make_plan
@@ -39,7 +40,9 @@ def merge(
     Raises:
         ConfigError: the configuration is wrong; all its problems at once.
         CheckpointError, MergeError: a model cannot be used; nothing was written.
+        InputError: there is no such device.
     """
+    require_device(device)
     merged = execute(
         as_plan(config),
         Path(out),
@@ -58,3 +61,19 @@ def as_plan(config: Mergeable) -> MergePlan:
     if isinstance(config, Mapping):
         config = parse_config(dict(config))
     return config if isinstance(config, MergePlan) else make_plan(config)
+
+
+def require_device(device: str | None) -> None:
+    """Try a torch device before anything is written.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {device!r} cannot be used: {error}") from None
