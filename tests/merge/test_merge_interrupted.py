@@ -368,6 +368,42 @@ sys.exit("not noticed")
     assert os.listdir(tmp_path) == []
 
 
+def can_mount() -> bool:
+    """Whether a process may have a file system of its own."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return False
+    done = subprocess.run([unshare, "-rm", "mount", "-t", "tmpfs", "t", "/mnt"], check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "beyond", [-8192, 8192], ids=["by the weights", "by the files beside them"]
+)
+def test_a_real_disk_that_is_filled_is_left_empty(
+    beyond: int, llamas: list[Path], tmp_path: Path
+) -> None:
+    if not can_mount():
+        pytest.skip("no file system can be mounted here")
+    config = config_of("linear", llamas)
+    weights = run(config, tmp_path / "whole").path / "model.safetensors"
+    program = f"""
+import os, sys
+from modelglue import errors, merge
+try:
+    merge({config!r}, "{tmp_path}/disk/out")
+except errors.OutOfSpace:
+    sys.exit(os.listdir("{tmp_path}/disk") or None)
+sys.exit("not noticed")
+"""
+    (tmp_path / "disk").mkdir()
+    size = weights.stat().st_size + beyond
+    mount = f'mount -t tmpfs -o size={size} t {tmp_path}/disk && exec $0 -c "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_too_little_room_is_noticed_before_a_weight_is_read(
     llamas: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
