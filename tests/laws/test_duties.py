@@ -15,6 +15,11 @@ from modelglue.merge.method import METHODS, Method
 BY_ROW = {"della", "della_linear", "arcee_fusion", "regmean"}
 """Methods that must see whole rows."""
 
+
+def names(method: Method) -> set[str]:
+    return {parameter.name for parameter in method.parameters}
+
+
 every_method = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
 
 
@@ -132,6 +137,42 @@ def test_what_is_not_finite_going_in_is_not_finite_coming_out(
                 whole = sample.but(tensors, base).whole(InMemory, convert, values, 10)
                 merged = run(method, whole, values).reshape(6, 5)
                 assert not np.isfinite(merged[2, 3])
+
+
+@every_method
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(1,), (64, 1), (64, 512)], ids=str)
+def test_inputs_on_one_line_give_nothing_larger_than_they_are(
+    method: Method, shape: tuple[int, ...], library: str
+) -> None:
+    """Opposite directions: what divides by a sine, a sum of signs or a length must know 0."""
+    for sample in samples(method, 10, shape):
+        lengths = [1.0, -1.37, 0.37][: len(sample.tensors)]
+        opposite = np.stack([np.float32(r) * sample.tensors[0] for r in lengths])
+        base = None if sample.base is None else 0 * sample.base
+        convert = np.asarray if library == "numpy" else torch.from_numpy
+        for values in variants(method, len(opposite)):
+            whole = sample.but(opposite, base).whole(InMemory, convert, values, 1 << 19)
+            merged = run(method, whole, values)
+            assert abs(merged).max() < 10 * abs(opposite).max()
+
+
+CANCELLING = {"weight": [0.7, -0.4, -0.3, 1.0], "normalize": True}
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "method",
+    [m for m in ALL if m.base == "required" and {"weight", "normalize"} <= names(m)],
+    ids=lambda method: method.name,
+)
+def test_weights_that_cancel_among_those_that_agree_divide_by_nothing(
+    method: Method, library: str
+) -> None:
+    signs = np.array([[1], [-1], [-1], [-1]], np.float32) * np.ones(5, np.float32)
+    convert = np.asarray if library == "numpy" else torch.from_numpy
+    whole = InMemory(convert(signs), convert(np.zeros(5, np.float32)), (5,))
+    assert abs(run(method, whole, CANCELLING)).max() < 4
 
 
 @pytest.mark.parametrize(

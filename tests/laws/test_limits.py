@@ -182,7 +182,29 @@ def test_a_probability_beyond_its_range_is_refused(density: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "multislerp", "della"])
-def test_weights_that_sum_to_0_are_refused(method: str) -> None:
+@pytest.mark.parametrize("weight", [[0.1, 0.2, -0.3], [1e9, -1e9, 1.0], [0, 0, 0]], ids=str)
+def test_weights_that_sum_to_0_are_refused(method: str, weight: list[float]) -> None:
     base = None if method == "linear" else BASE
     with pytest.raises(ValueError, match="sum to 0"):
-        METHODS[method](MODELS[:2], base, weight=[0.5, -0.5])
+        METHODS[method](MODELS, base, weight=weight)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic", "della_linear"])
+def test_small_weights_are_normalised_as_large_ones(method: str) -> None:
+    base = None if method == "linear" else BASE
+    large, small = (
+        METHODS[method](MODELS, base, weight=[2 * w, w, -w / 2], normalize=True)
+        for w in (1.0, 1e-10)
+    )
+    assert near(large, small)
+
+
+@pytest.mark.parametrize("method", ["karcher", "multislerp"])
+@pytest.mark.parametrize("length", [0.37, 1.37, 3.1])
+def test_a_mean_direction_that_cancels_is_told_from_noise(method: str, length: float) -> None:
+    # Opposite directions, of lengths that leave rounding in their dot products.
+    for shape in [(1,), (64,), (64, 512)]:
+        a = numbers(*shape)
+        pair = np.stack([a, np.float32(-length) * a])
+        expected = {"karcher": a * (1 + length) / 2, "multislerp": a * (1 - length) / 2}
+        assert np.allclose(METHODS[method](pair), expected[method], atol=1e-5)

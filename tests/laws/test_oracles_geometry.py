@@ -9,7 +9,7 @@ import pytest
 
 from modelglue.merge.method import METHODS
 
-SHAPES = [(9,), (12, 7), (3, 4, 5)]
+SHAPES = [(1,), (9,), (12, 7), (6, 1), (3, 4, 5)]
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
@@ -88,6 +88,8 @@ def test_model_stock(shape: tuple[int, ...], filter_wise: bool, n: int) -> None:
     def stock(deltas: np.ndarray) -> np.ndarray:
         cosines = [dot(a, b) / math.sqrt(dot(a, a) * dot(b, b)) for a, b in combinations(deltas, 2)]
         cosine = sum(cosines) / len(cosines)
+        if abs(1 + (n - 1) * cosine) < 1e-9:
+            return 0 * deltas[0]
         t: np.ndarray = n * cosine / (1 + (n - 1) * cosine) * deltas.mean(axis=0)
         return t
 

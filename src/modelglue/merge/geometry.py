@@ -10,6 +10,14 @@ import numpy as np
 from modelglue.merge.arrays import Array, floats, like
 from modelglue.merge.chunk import Chunk, Whole
 
+NOISE = 1e-6
+"""Cosines as near to ±1 as this are ±1.
+
+Dot products are float32 sums of up to a thousand terms, exact to a few 1e-7 of the product of
+lengths. Within this bound the arc between two directions and the straight line differ by 2.5e-7 at
+most, but near 180° sin Ω would be noise to divide by.
+"""
+
 
 def has_base(whole: Whole) -> bool:
     """Whether the method was given a base."""
@@ -29,6 +37,12 @@ def cosines(gram: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine: np.ndarray = np.clip(np.where(product == 0, 0.0, gram / product), -1, 1)
     return cosine
+
+
+def parallel(gram: np.ndarray) -> np.ndarray:
+    """Whether two vectors lie on one line, in one direction or in opposite ones: [...]."""
+    found: np.ndarray = 1 - abs(cosines(gram)[..., 0, 1]) <= NOISE
+    return found
 
 
 def great_circle(gram: np.ndarray, t: float, *, linear_if: np.ndarray) -> np.ndarray:

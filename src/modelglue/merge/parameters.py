@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Check, Parameter
 
 WEIGHT = Parameter("weight", "model", "the share of each model", default=1.0)
@@ -40,7 +41,7 @@ def rescale(default: bool, how: str) -> Parameter:
 
 def refuse_zero_sum(parameters: Mapping[str, Any], /) -> str | None:
     """Refuse weights that normalising would divide by 0."""
-    if parameters["normalize"] and abs(sum(parameters["weight"])) < 1e-9:
+    if parameters["normalize"] and cancel(parameters["weight"]):
         return "the weights sum to 0, and normalize: true divides by their sum"
     return None
 

@@ -9,6 +9,7 @@ from modelglue.errors import MergeError
 from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
 from modelglue.merge.kernels import Cuts, kept, magnitude_cuts, uniform
+from modelglue.merge.kernels.sums import least
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def consensus_sum(terms: Sequence[Array], weights: Sequence[float] | None) -> Ar
         return merged
     for weight, sign in zip(weights, signs, strict=True):
         total = total + weight * sign
-    return merged / xp.where(total == 0, 1.0, total)
+    return merged / xp.where(abs(total) <= float(least(weights)), 1.0, total)
 
 
 def without_outliers(

@@ -97,7 +97,8 @@ def task_vector_sum(
         consensus: only entries count whose sign is the elected one: of the sum of the weighted
             entries, or of the count of their signs; a tie elects plus. An entry of 0 has no sign.
         normalize: divide by Σ wᵢ: without a consensus over all models, with one over those that
-            agree. A sum of 0 divides by 1.
+            agree. A sum of 0 divides by 1, and so does what rounding leaves of it
+            where weights cancel (`sums.least`).
 
     Returns:
         [k]; non-finite wherever an input is.

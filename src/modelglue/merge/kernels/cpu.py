@@ -6,6 +6,7 @@ import numpy as np
 
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.kernels import loops, random
+from modelglue.merge.kernels.sums import divisor, least
 
 _NO_CUT = (np.empty(0, np.uint32), np.empty(0, np.int64))
 _NO_DRAW = (np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.int64))
@@ -68,15 +69,10 @@ def task_vector_sum(
         _NO_DRAW if random is None else _draws(chunk, random),
         {None: 0, "sum": 1, "count": 2}[consensus],
         divisor(weights, normalize),
+        least(weights),
         out,
     )
     return out
-
-
-def divisor(weights: np.ndarray, normalize: bool) -> np.float32:
-    """What a sum without a consensus is divided by; 0 where nothing is to be divided."""
-    total = weights.sum(dtype=np.float32)
-    return np.float32(0) if not normalize else total if abs(total) >= 1e-8 else np.float32(1)
 
 
 def _draws(chunk: Chunk, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.kernels import random as counter
-from modelglue.merge.kernels.cpu import divisor
+from modelglue.merge.kernels.sums import divisor, least
 
 _LOW = 0xFFFFFFFF
 _BLOCK = 1024
@@ -94,7 +94,7 @@ def task_vector_sum(
         elected += vector.sign() if consensus == "count" else vector
         vectors.append(vector)
     mixed = elected
-    total = float(divisor(weights, normalize))
+    total, limit = float(divisor(weights, normalize)), float(least(weights))
     if consensus is not None:
         sign = torch.where(elected >= 0, 1.0, -1.0)
         mixed, counted = torch.zeros_like(base), torch.zeros_like(base)
@@ -103,7 +103,7 @@ def task_vector_sum(
             mixed += torch.where(agrees, vector, 0.0)
             counted += torch.where(agrees, float(weight), 0.0)
         if total:
-            mixed = mixed / torch.where(counted == 0, 1.0, counted)
+            mixed = mixed / torch.where(counted.abs() <= limit, 1.0, counted)
     elif total:
         mixed = mixed / total
     return torch.where(poison, float("nan"), base + mixed * float(np.float32(scale)))

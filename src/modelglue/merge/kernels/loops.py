@@ -29,6 +29,7 @@ def _compile(function: Any, **options: Any) -> Any:
 
 
 _reduction = partial(_compile, fastmath={"reassoc", "contract"})
+_quotient = partial(_compile, error_model="numpy")  # without a check for 0 before each division
 
 
 def _load(x: Any, f: Any) -> None:
@@ -249,11 +250,11 @@ def _count_agreeing(t, elected, w, divisor):
         divisor[j] += w if same else _ZERO
 
 
-@_compile
-def _divide(out, divisor):
+@_quotient
+def _divide(out, divisor, least):
     for j in range(out.shape[0]):
         d = divisor[j]
-        out[j] /= np.float32(1) if d == _ZERO else d
+        out[j] /= np.float32(1) if np.abs(d) <= least else d
 
 
 @_compile
@@ -276,6 +277,7 @@ def task_vector_sum(
     draws,
     consensus,
     divisor,
+    least,
     out,
 ):
     """One pass: subtract, cut, draw, weigh, elect, sum. See `kernels.task_vector_sum`.
@@ -291,6 +293,7 @@ def task_vector_sum(
         draws: (keys [n], twists [n], limits [n] int64 (−1: nothing)); empty arrays for none.
         consensus: 0 none, 1 by sum, 2 by count.
         divisor: 0 for none, else what to divide by; with a consensus it is counted.
+        least: a counted divisor that is no larger is 0, and divides by 1.
         out: [k].
     """
     n, k = models.shape
@@ -338,7 +341,7 @@ def task_vector_sum(
                 counted[:] = _ZERO
                 for i in range(n):
                     _count_agreeing(t[i, :m], elected[:m], weights[i], counted[:m])
-                _divide(o, counted[:m])
+                _divide(o, counted[:m], least)
         _finish(b[:m], scale, o)
         if bad:
             for i in range(n):

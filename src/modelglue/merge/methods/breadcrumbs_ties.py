@@ -70,7 +70,8 @@ def breadcrumbs_ties(
     equal magnitudes the first in the tensor are the larger.
 
     Differs from mergekit: its unstable sort decides between equal magnitudes; weights that sum to 0
-    are refused under `normalize`; `weight` is 1 where nothing is said.
+    are refused under `normalize`, and weights that agree but cancel (|Σ_A wᵢ| ≤ 1e-6·Σ|wᵢ|) divide
+    by 1, where mergekit takes 1e-8 for weights of any size; `weight` is 1 where nothing is said.
     """
     return task_vector_sum(
         chunk,

@@ -52,7 +52,8 @@ def dare_ties(
 
     Differs from mergekit: it draws from a global generator, and rescales by Σ|τ| / Σ|τ ⊙ m|, which
     is 1/p on average but with few entries depends on what was drawn. Weights that sum to 0 are
-    refused under `normalize`; `weight` is 1 where nothing is said.
+    refused under `normalize`, and weights that agree but cancel (|Σ_A wᵢ| ≤ 1e-6·Σ|wᵢ|) divide by
+    1, where mergekit takes 1e-8 for weights of any size; `weight` is 1 where nothing is said.
     """
     return task_vector_sum(
         chunk,

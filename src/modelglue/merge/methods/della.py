@@ -65,8 +65,10 @@ def della(
     Differs from mergekit: it rescales by Σ|τ| / Σ|τ ⊙ m| in place of the paper's 1/p, which on
     average makes large entries too large and small ones too small; it draws from a global
     generator; it ranks tensors of three and more dimensions along the second, and stops at a row of
-    one entry, which here has p = `density`. A probability outside 0 … 1 is refused by both.
-    Weights that sum to 0 are refused under `normalize`; `weight` is 1 where nothing is said.
+    one entry, which here has p = `density`. A probability outside 0 … 1 is refused by both. Weights
+    that sum to 0 are refused under `normalize`, and weights that agree but cancel (|Σ_A wᵢ| ≤
+    1e-6·Σ|wᵢ|) divide by 1, where mergekit takes 1e-8 for weights of any size; `weight` is 1 where
+    nothing is said.
     """
     deltas = drawn_by_rank(chunk, density, epsilon, rescale=rescale)
     terms = [w * delta for w, delta in zip(weight, deltas, strict=True)]

@@ -4,7 +4,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import norms
+from modelglue.merge.geometry import NOISE, norms
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
@@ -34,12 +34,14 @@ def _karcher_mean(
         return float(np.sqrt(max(coefficients @ cosines @ coefficients, 0.0)))
 
     points = np.eye(len(share))
-    mean = share / norm(share) if norm(share) >= tol else points[first]
+    # Lengths and angles to an antipode are as exact as the root of the products' noise.
+    least = max(tol, np.sqrt(NOISE))
+    mean = share / norm(share) if norm(share) >= least else points[first]
     for _ in range(int(max_iter)):
         dots = np.clip(cosines @ mean, -1, 1)
         angles = np.arccos(dots)
         # No tangent leads to a point's own place, and none of all leads to its antipode.
-        away = (angles >= tol) & (angles <= np.pi - tol)
+        away = (angles >= tol) & (angles <= np.pi - least)
         factors = np.where(away, share * angles / np.where(away, np.sin(angles), 1), 0)
         tangent = factors - (factors @ dots) * mean
         step = norm(tangent)

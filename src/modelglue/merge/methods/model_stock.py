@@ -4,7 +4,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import cosines, places, rows_sum
+from modelglue.merge.geometry import NOISE, cosines, places, rows_sum
 from modelglue.merge.kernels import gram, row_grams, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
@@ -16,7 +16,7 @@ def _ratios(whole: Whole, /, *, filter_wise: bool) -> np.ndarray:
     pairs = np.triu_indices(n, 1)
     cosine = cosines(products)[:, pairs[0], pairs[1]].mean(axis=1)
     total = 1 + (n - 1) * cosine
-    singular = abs(total) < 1e-6
+    singular = abs(total) <= n * NOISE
     ratios: np.ndarray = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
     return ratios
 

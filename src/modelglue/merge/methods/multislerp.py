@@ -7,14 +7,15 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import has_base, norms
+from modelglue.merge.geometry import NOISE, has_base, norms
 from modelglue.merge.kernels import gram, weighted_sum
+from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Law, Parameter, merge_method
 from modelglue.merge.parameters import WEIGHT
 
 
 def _refuse_zero_sum(parameters: Mapping[str, Any], /) -> str | None:
-    if parameters["normalize_weights"] and abs(sum(parameters["weight"])) < 1e-9:
+    if parameters["normalize_weights"] and cancel(parameters["weight"]):
         return "the weights sum to 0, and normalize_weights: true divides by their sum"
     return None
 
@@ -29,7 +30,8 @@ def _coefficients(
     lengths = norms(products)
     mean = np.where(lengths == 0, 0, weights / np.where(lengths == 0, 1, lengths))
     length = np.sqrt(max(mean @ products @ mean, 0.0))
-    if length < eps:
+    # What cancels leaves the noise of the products, of which this is the root.
+    if length <= max(eps, abs(weights).sum() * np.sqrt(NOISE)):
         return weights
     scaled: np.ndarray = mean / length * (weights @ lengths)
     return scaled
@@ -66,7 +68,8 @@ def multislerp(
     projected onto the tangent space at m/‖m‖, averaged and projected back; but the projections
     average to 0 at just that point, so that what remains is the formula above.
 
-    Differs from mergekit: directions that cancel (‖m‖ < eps) give the weighted sum for any number
-    of models; mergekit does so for two and stops for more, even where all task vectors are 0.
+    Differs from mergekit: directions that cancel (‖m‖ ≤ eps, or ≤ Σ|wᵢ|/1000, which is as exact as
+    dot products in float32 are) give the weighted sum for any number of models; mergekit does so
+    for two below eps and stops for more, even where all task vectors are 0.
     """
     return weighted_sum(chunk, measured.tolist(), 0.0 if chunk.base is None else 1 - measured.sum())

@@ -4,9 +4,10 @@ import numpy as np
 
 from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import cosines, great_circle, has_base, places, rows_sum
+from modelglue.merge.geometry import great_circle, has_base, parallel, places, rows_sum
 from modelglue.merge.kernels import gram, row_grams, weighted_sum
 from modelglue.merge.kernels.dispatch import backend
+from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Law, Parameter, merge_method
 from modelglue.merge.parameters import WEIGHT
 
@@ -26,10 +27,8 @@ def _coefficients(
     else:
         products = row_grams(whole, of="deltas" if base else "models")
         stride = whole.shape[-1] if whole.shape else 1
-    total = sum(weight)
-    t = 0.5 if abs(total) < 1e-6 else weight[1] / total
-    parallel = 1 - cosines(products)[..., 0, 1] ** 2 <= 1e-16
-    found = great_circle(products, t, linear_if=parallel)
+    t = 0.5 if cancel(weight) else weight[1] / sum(weight)
+    found = great_circle(products, t, linear_if=parallel(products))
     if base:
         found = np.concatenate([found, 1 - found.sum(axis=-1, keepdims=True)], axis=-1)
     return found, stride
@@ -88,12 +87,15 @@ def nuslerp(
     With a, b the tensors (or τ₁, τ₂) and t = w₂ / (w₁ + w₂), ½ if the weights sum to 0, returns
     [sin((1−t)Ω)·a + sin(tΩ)·b] / sin Ω (plus θ₀). The angle Ω is that of the whole tensors; with
     `nuslerp_flatten: false` each row (last dimension) has its own, with `nuslerp_row_wise: true`
-    besides each column: what mergekit's code does under that name. (Anti-)parallel: linear.
+    besides each column: what mergekit's code does under that name. Where
+    1 − |cos Ω| ≤ 1e-6 the way is straight, (1−t)·a + t·b.
 
     Source: mergekit's documentation (C. O. Goddard).
 
-    Differs from mergekit: where a vector is 0 the way is straight (mergekit takes a right angle);
-    angles are taken in float64; `weight` is 1 where nothing is said (mergekit refuses).
+    Differs from mergekit: it goes straight only where 1 − cos² Ω ≤ 1e-16, so that opposite vectors
+    and numbers are divided by what rounding left of sin Ω; where a vector is 0 the way is straight
+    (mergekit takes a right angle); angles are taken in float64; `weight` is 1 where nothing is said
+    (mergekit refuses).
     """
     coefficients, stride = measured
     if len(coefficients) == 1:

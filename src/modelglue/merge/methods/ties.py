@@ -79,7 +79,8 @@ def ties(
     tensor by tensor, as mergekit does. Of equal magnitudes the first in the tensor stay.
 
     Differs from mergekit: its unstable sort decides between equal magnitudes; weights that sum to 0
-    are refused under `normalize`; `weight` is 1 where nothing is said.
+    are refused under `normalize`, and weights that agree but cancel (|Σ_A wᵢ| ≤ 1e-6·Σ|wᵢ|) divide
+    by 1, where mergekit takes 1e-8 for weights of any size; `weight` is 1 where nothing is said.
     """
     return task_vector_sum(
         chunk,
