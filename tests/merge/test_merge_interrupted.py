@@ -15,6 +15,7 @@ from typing import Any
 import killed_merge
 import pytest
 import token_models
+import torch
 from safetensors.torch import load_file, save_file
 
 from modelglue.checkpoint import durable
@@ -278,6 +279,26 @@ def test_rows_that_shall_come_from_elsewhere_are_merged_anew(
     stop_late(first, out)
     assert run(second, out).resumed == 0
     assert_is_undisturbed(out, second)
+
+
+def test_an_adapter_of_another_strength_is_merged_anew(
+    stop_late: Stop, llamas: list[Path], tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    prefix = "base_model.model.model.layers.1.self_attn.q_proj"
+    matrices = {"A": torch.ones(2, 32), "B": torch.ones(32, 2)}
+    weights = {f"{prefix}.lora_{name}.weight": matrix for name, matrix in matrices.items()}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    config = {"merge_method": "linear", "models": [str(llamas[1]), f"{llamas[0]}+{adapter}"]}
+    out = tmp_path / "merged" / "out"
+    settle()
+    stop_late(config, out)
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 6}))
+    assert run(config, out).resumed == 0
+    assert_is_undisturbed(out, config)
 
 
 def test_numbers_of_another_device_are_not_mixed_in(
