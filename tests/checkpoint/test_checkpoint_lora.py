@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from modelglue.checkpoint.lora import LoraCheckpoint
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import materialise, open_checkpoint
 from modelglue.errors import CheckpointError, CheckpointNotFound, UnsupportedCheckpoint
+from modelglue.merge.run import merge
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -150,6 +152,26 @@ def test_an_added_embedding_with_a_delta_leaves_the_tied_head_without_it(
     expected = saved["base_model.model.model.embed_tokens.base_layer.weight"]
     assert torch.equal(checkpoint.read("lm_head.weight"), expected)
     assert not checkpoint.tied
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_with_added_tokens_is_merged_with_a_model_that_lacks_them(
+    make_model: Callable[..., Path], tmp_path: Path, tied: bool
+) -> None:
+    base = make_model(tmp_path / "base", vocab_size=260, tie_word_embeddings=tied)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<tool>", "</tool>"])
+    merged = save_adapter(base, tmp_path / "adapter", rows=262)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    models = [str(base), f"{base}+{tmp_path / 'adapter'}"]
+    out = merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    with Checkpoint.open(base) as one:
+        before = one.read("model.embed_tokens.weight")
+    adapted = merged["model.embed_tokens.weight"]
+    expected = torch.cat([(before + adapted[:260]) / 2, adapted[260:]])
+    torch.testing.assert_close(model.model.embed_tokens.weight.data, expected)
+    assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("</tool>") == 261
 
 
 def test_added_rows_of_the_embedding_alone_are_refused(base: Path, tmp_path: Path) -> None:

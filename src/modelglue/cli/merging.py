@@ -61,7 +61,14 @@ def merge(
             progress=progress,
         )
     if as_json:
-        print_json({"path": str(out), "resumed": merged.resumed, "nonfinite": merged.nonfinite})
+        print_json(
+            {
+                "path": str(out),
+                "notes": list(plan.notes),
+                "resumed": merged.resumed,
+                "nonfinite": dict(merged.nonfinite),
+            }
+        )
         return
     for note in plan.notes:
         typer.echo(f"note: {note}", err=True)
