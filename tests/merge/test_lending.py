@@ -1,13 +1,19 @@
 """Who lends what, against a loop over rows that follows the documentation's words."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import token_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_oracle import linear
 
 from modelglue.errors import NotMergeable
+from modelglue.merge.config.schema import parse_config
+from modelglue.merge.plan.merge_plan import make_plan
 from modelglue.merge.vocabulary.lending import BASE, NOBODY, Asked, Stored, row_union
 
 WIDTH = 2
@@ -89,6 +95,82 @@ def test_rows_alike_are_no_union() -> None:
     assert row_union([plain, plain], base=None, asked=[], filled=4) is None
     longer = Stored(1, np.arange(4), 5)
     assert row_union([plain, longer], base=None, asked=[], filled=4) is not None
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("zoo")
+    return {
+        "p": token_models.save(folder / "p", seed=0),
+        "q": token_models.save(folder / "q", seed=1, added=["<x>", "<y>"]),
+        "r": token_models.save(folder / "r", seed=2, added=["<y>"]),
+    }
+
+
+def stack(zoo: dict[str, Path], *names: str, **more: Any) -> dict[str, Any]:
+    sources = [{"sources": [{"model": str(zoo[name]), "layer_range": [0, 1]}]} for name in names]
+    return {"merge_method": "passthrough", "slices": sources, **more}
+
+
+def test_a_token_whose_row_no_merged_model_has_is_refused(zoo: dict[str, Path]) -> None:
+    told = "tokenizer: q alone could lend a row for '<x>', '<y>', without a part"
+    with pytest.raises(NotMergeable, match=told):
+        make_plan(parse_config(stack(zoo, "p", "q")))
+    with pytest.raises(NotMergeable, match="q alone could lend a row for '<x>', without a part"):
+        make_plan(parse_config(linear(zoo, "p", "r", base_model=str(zoo["q"]))))
+
+
+def test_zeros_that_are_asked_for_are_no_loss(zoo: dict[str, Path]) -> None:
+    zeros = {"source": {"kind": "zero"}}
+    section = {"source": "union", "tokens": {"<x>": zeros, "<y>": zeros}}
+    plan = make_plan(parse_config(stack(zoo, "p", "q", tokenizer=section)))
+    assert plan.tokenizer is not None
+    assert plan.tokenizer.report["lent"]["as zeros"] == 2
+    new = {"source": "union", "tokens": {"<new>": {}}}
+    plan = make_plan(parse_config(linear(zoo, "p", "q", tokenizer=new)))
+    assert plan.tokenizer is not None
+    assert plan.tokenizer.report["lent"] == {
+        "by the base": 0,
+        "by one model": 2,
+        "as a mean": 0,
+        "as zeros": 1,
+    }
+
+
+def test_what_is_told_of_loans_is_what_was_planned(zoo: dict[str, Path]) -> None:
+    # The base has both tokens, and is not merged: it lends nothing.
+    plan = make_plan(parse_config(linear(zoo, "p", "r", "q", base_model=str(zoo["r"]))))
+    assert plan.tokenizer is not None
+    assert plan.tokenizer.report["lent"] == {
+        "by the base": 1,
+        "by one model": 1,
+        "as a mean": 0,
+        "as zeros": 0,
+    }
+    apart = shutil.copytree(zoo["r"], zoo["r"].with_name("apart"))
+    plan = make_plan(parse_config(linear(zoo, "p", "r", base_model=str(apart))))
+    assert plan.tokenizer is not None
+    assert plan.tokenizer.report["lent"]["by the base"] == 0
+    assert plan.tokenizer.report["lent"]["by one model"] == 1
+
+
+def test_every_bad_lender_is_told_at_once(zoo: dict[str, Path]) -> None:
+    def token(**which: Any) -> dict[str, Any]:
+        return {"source": {"kind": "model_token", "model": str(zoo["q"]), **which}}
+
+    tokens = {
+        "<a>": token(token="<nowhere>"),
+        "<b>": token(token="<none>"),
+        "<c>": token(token_id=3),
+    }
+    section = {"source": "union", "tokens": tokens}
+    with pytest.raises(NotMergeable) as caught:
+        make_plan(parse_config(linear(zoo, "p", "q", tokenizer=section)))
+    assert "<nowhere>" in str(caught.value)
+    assert "<none>" in str(caught.value)
+    section["tokens"] = {"<a>": token(token_id=900), "<b>": token(token_id=901)}
+    with pytest.raises(NotMergeable, match=r"(?s)2 problems.*row 900 .*row 901 "):
+        make_plan(parse_config(linear(zoo, "p", "q", tokenizer=section)))
 
 
 def test_a_lender_without_a_part_is_refused() -> None:

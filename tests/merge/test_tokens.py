@@ -29,8 +29,9 @@ from modelglue.errors import NotMergeable
 from modelglue.merge.config.schema import parse_config
 from modelglue.merge.config.tokenizer import TokenizerConfig
 from modelglue.merge.plan.merge_plan import make_plan
+from modelglue.merge.vocabulary.parties import Party
 from modelglue.merge.vocabulary.special_ids import followed, roles_of
-from modelglue.merge.vocabulary.tokens import OutputTokens, Party, rows_of
+from modelglue.merge.vocabulary.tokens import OutputTokens, rows_of
 from modelglue.merge.vocabulary.vocabulary import unite
 
 
@@ -131,6 +132,18 @@ def test_rows_come_back_to_a_table_whose_tokens_cannot_be_edited(
         load_file(path / "model.safetensors")[EMBEDDING] for path in (out, paths["grown"])
     )
     np.testing.assert_array_equal(written[280:], grown[280:])
+
+
+@pytest.mark.parametrize("names", [("chat", "odd"), ("odd", "chat"), ("base", "odd", "chat")])
+def test_added_tokens_are_united_unasked_in_any_order(
+    zoo: dict[str, Path], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    paths = {**zoo, "odd": tmp_path / "odd"}
+    token_models.save(paths["odd"], seed=7, added=["[PAD]"])  # number 281 in chat, 280 here
+    out = merge(linear(paths, *names), tmp_path / "out")
+    merged = check(out, sides(paths, *names), None, average)
+    assert merged.vocab.keys() == Side(zoo["chat"]).vocab.keys()
+    runs(out)
 
 
 def test_an_ordinary_token_that_another_model_added_becomes_one(

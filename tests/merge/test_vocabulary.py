@@ -237,9 +237,8 @@ def test_a_token_without_a_row_is_left_out(zoo: dict[str, Path], tmp_path: Path)
 
 
 def test_the_report_says_which_rows_came_from_where(zoo: dict[str, Path]) -> None:
-    names = ("base", "chat", "tool")
-    base, *models = (Checkpoint.open(zoo[name]) for name in names)
-    vocabulary = unite(TokenizerConfig("union"), models, base)
+    vocabulary = make_plan(parse_config(arithmetic(zoo, "chat", "tool"))).tokenizer
+    assert vocabulary is not None
     report = vocabulary.report
     assert (report["tokens"], report["rows"], report["shared"]) == (283, 283, 280)
     assert {tuple(one["models"]): one["examples"] for one in report["partial"]} == {

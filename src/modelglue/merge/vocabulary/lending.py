@@ -9,14 +9,16 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import NotMergeable
 from modelglue.merge.config.schema import same_model
 from modelglue.merge.config.tokenizer import TokenizerConfig, TokenSource
+from modelglue.merge.vocabulary.parties import Party
 from modelglue.merge.vocabulary.rows import Indices, Loans, RowUnion
-from modelglue.merge.vocabulary.tokens import OutputTokens, Party
+from modelglue.merge.vocabulary.tokens import OutputTokens
 from modelglue.registry import nearest
 
 BASE = -1
 """Stands for the base where models are counted."""
 NOBODY = -2
 """Stands for zeros."""
+_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,16 @@ def row_union(
         others = np.arange(len(models)) != preferred
         offers[np.ix_(others, offers[preferred] >= 0)] = -1
     places = {row: at for at, row in enumerate(lacking.tolist())}
+    problems = []
     for one in asked:
         if one.row in places and one.lender is not None:
             offers[:, places[one.row]] = -1
-            if one.lender != NOBODY:
-                lender = _lender(one, sources)
-                offers[lender, places[one.row]] = one.number
+            try:
+                if one.lender != NOBODY:
+                    offers[_lender(one, sources), places[one.row]] = one.number
+            except NotMergeable as error:
+                problems.append(error)
+    _raise(problems)
     apart = models[-1] == BASE
     n = len(models) - apart
     return RowUnion(
@@ -96,6 +102,65 @@ def row_union(
         Loans(lacking, tuple(offers[:n]), offers[n] if apart else None),
         filled,
     )
+
+
+def refuse_lost(
+    union: RowUnion,
+    asked: Sequence[Asked],
+    owners: Mapping[str, Indices],
+    tokens: Mapping[str, int],
+) -> None:
+    """Zeros may stand for a token that no model knows, not for one that some model has learnt.
+
+    Args:
+        union: what is planned.
+        asked: what the configuration says about single tokens: those may be zeros.
+        owners: of every model that has no part in this tensor, output row → its row.
+        tokens: of the output.
+
+    Raises:
+        NotMergeable: a model has a row for a token, and has no part in this tensor.
+    """
+    offers = [*union.loans.models, *([] if union.loans.base is None else [union.loans.base])]
+    zeros = union.loans.rows[(np.stack(offers) < 0).all(axis=0)]
+    zeros = np.setdiff1d(zeros, [one.row for one in asked if one.lender is not None])
+    zeros = np.intersect1d(zeros, np.fromiter(tokens.values(), np.int64, len(tokens)))
+    has = {name: zeros[own[zeros] >= 0].tolist() for name, own in owners.items()}
+    lost = sorted({row for rows in has.values() for row in rows})
+    if not lost:
+        return
+    text = {row: token for token, row in tokens.items()}
+    shown = ", ".join(repr(text[row]) for row in lost[:_EXAMPLES])
+    raise NotMergeable(
+        f"tokenizer: {' and '.join(name for name, rows in has.items() if rows)} alone could lend "
+        f"a row for {shown}{', …' if len(lost) > _EXAMPLES else ''}, without a part in merging the "
+        "embedding or the head. Take the tokens of a model that has one, with tokenizer: "
+        "{source: …}, or say under tokenizer.tokens what each row shall be."
+    )
+
+
+def lent_counts(
+    loans: Loans, models: Sequence[int], base: int | None, tokens: Mapping[str, int]
+) -> dict[str, int]:
+    """How many tokens' rows are lent, by whom.
+
+    Args:
+        loans: of one tensor.
+        models: its sources, the base last if it is read beside them.
+        base: which model is the base where it is one of them.
+        tokens: of the output.
+    """
+    offers = np.stack([*loans.models, *([] if loans.base is None else [loans.base])]) >= 0
+    offers = offers[:, np.isin(loans.rows, list(tokens.values()))]
+    lenders = offers.sum(axis=0)
+    bases = [at for at, model in enumerate(models) if model in (BASE, base)]
+    by_base = offers[bases].any(axis=0) & (lenders == 1)
+    return {
+        "by the base": int(by_base.sum()),
+        "by one model": int((~by_base & (lenders == 1)).sum()),
+        "as a mean": int((lenders > 1).sum()),
+        "as zeros": int((lenders == 0).sum()),
+    }
 
 
 def asked_of(
@@ -115,10 +180,14 @@ def asked_of(
     Raises:
         NotMergeable: a lender is no model of the merge or lacks the token.
     """
-    return tuple(
-        _one(token, tokens.ids[token], source, parties, places)
-        for token, source in config.tokens.items()
-    )
+    found, problems = [], []
+    for token, source in config.tokens.items():
+        try:
+            found.append(_one(token, tokens.ids[token], source, parties, places))
+        except NotMergeable as error:
+            problems.append(error)
+    _raise(problems)
+    return tuple(found)
 
 
 def _one(
@@ -149,6 +218,15 @@ def _one(
                 f"tokenizer.tokens.{token}: {parties[lender].name} has no row for {other!r}."
             )
     return Asked(token, row, places[lender], number, source.force)
+
+
+def _raise(problems: Sequence[NotMergeable]) -> None:
+    """All problems as one, if there are any."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "".join(f"\n    - {problem}" for problem in problems)
+        raise NotMergeable(f"tokenizer.tokens: {len(problems)} problems{lines}")
 
 
 def _plain(source: Stored) -> bool:

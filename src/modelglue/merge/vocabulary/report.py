@@ -19,7 +19,6 @@ def united_report(
     asked: Sequence[Asked],
     *,
     source: str,
-    base: str | None,
     rows: int,
     filled: int,
 ) -> dict[str, Any]:
@@ -30,23 +29,19 @@ def united_report(
         numbers: by model, output row → its row, −1 where it has none.
         asked: what the configuration says about single tokens.
         source: where the tokens are from.
-        base: which of the models is the base.
         rows: of the output's embedding.
         filled: from this row on a mean stands.
 
     Returns:
         `tokens` and `rows`; `added` to the tokenizer and `left_out` of it; how many tokens all
-        models have (`shared`); `partial`, those that only some have, by who does; how many rows
-        were `lent` by whom; `asked`, tokens with a source of their own; `padding`, rows that are no
-        token's.
+        models have (`shared`); `partial`, those that only some have, by who does; `asked`, tokens
+        with a source of their own; `padding`, rows that are no token's.
     """
     named = np.zeros(rows, bool)
     named[list(tokens.ids.values())] = True
     text = {row: token for token, row in tokens.ids.items()}
     has = np.stack([own >= 0 for own in numbers.values()])  # [models, rows]
-    holders = has.sum(axis=0)
     lacked = named & ~has.all(axis=0)
-    by_base = has[list(numbers).index(base)] if base is not None else np.zeros(rows, bool)
     patterns, group = np.unique(has[:, lacked], axis=1, return_inverse=True)
     partial = []
     for at, pattern in enumerate(patterns.T):
@@ -67,12 +62,6 @@ def united_report(
         "left_out": sorted(tokens.drop),
         "shared": int((named & has.all(axis=0)).sum()),
         "partial": sorted(partial, key=lambda one: -one["tokens"]),
-        "lent": {
-            "by the base": int((lacked & by_base).sum()),
-            "by one model": int((lacked & ~by_base & (holders == 1)).sum()),
-            "as a mean": int((lacked & ~by_base & (holders > 1)).sum()),
-            "as zeros": int((lacked & (holders == 0)).sum()),
-        },
         "asked": [one.token for one in asked if one.lender is not None or one.force],
         "padding": int(rows - named.sum()),
         "mean_from_row": filled if filled < rows else None,

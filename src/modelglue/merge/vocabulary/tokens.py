@@ -5,47 +5,22 @@ merge table (BPE) or the scores (Unigram) stay those of the tokenizer that it st
 is no telling how two of them would go together.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelglue.checkpoint.files import read_small
-from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
-from modelglue.checkpoint.tokenizer import UNNUMBERED, Tokens, tokenizer_file, tokens_of
+from modelglue.checkpoint.tokenizer import tokenizer_file, tokens_of
 from modelglue.checkpoint.tokenizer_files import added_token, next_number, settings_of
 from modelglue.errors import NotMergeable
 from modelglue.merge.config.schema import same_model
 from modelglue.merge.config.tokenizer import TokenizerConfig
-
-
-@dataclass(frozen=True)
-class Party:
-    """What a model brings to the table.
-
-    Attributes:
-        name: of the model.
-        reference: what the configuration calls it.
-        tokens: its vocabulary; another's, if it brings none.
-        stored: rows of its embedding: it has not learnt tokens with higher numbers.
-    """
-
-    name: str
-    reference: str
-    tokens: Tokens
-    stored: int
-
-    @cached_property
-    def ids(self) -> Mapping[str, int]:
-        """Token → row, for the tokens that have one."""
-        return {token: row for token, row in self.tokens.ids.items() if row < self.stored}
+from modelglue.merge.vocabulary.parties import Party, numbered, stored_rows
 
 
 @dataclass(frozen=True)
@@ -97,40 +72,10 @@ def output_tokens(
             m for m, p in parties.items() if same_model(p.reference) == same_model(config.source)
         )
         tokenizer = next(named, None) or _located(config.source, root)
-        tokens = OutputTokens(_numbered(tokenizer).ids, tokenizer)
+        tokens = OutputTokens(numbered(tokenizer).ids, tokenizer)
     found = with_tokens(tokens, config.tokens)
     _refuse_uneditable(found)
     return found
-
-
-def parties_of(models: Mapping[Checkpoint, str]) -> dict[Checkpoint, Party]:
-    """What every model brings; one without a tokenizer is taken to have the first one's.
-
-    Args:
-        models: and what the configuration calls them.
-
-    Raises:
-        NotMergeable: none has a tokenizer.
-    """
-    first = next((model for model in models if tokenizer_file(model) is not None), None)
-    if first is None:
-        raise NotMergeable(
-            "tokenizer: no model brings one. Put a tokenizer.json beside the weights, or leave "
-            "the section out."
-        )
-    return {
-        model: Party(
-            model.name, reference, _tokens_of(model, first), stored_rows(model) or sys.maxsize
-        )
-        for model, reference in models.items()
-    }
-
-
-def stored_rows(model: Checkpoint) -> int | None:
-    """Rows of the token embedding, if a model has one that is known by its name."""
-    head, embedding = head_and_embedding(model.tensors)
-    name = embedding or head
-    return model.tensors[name].rows if name else None
 
 
 def without_rowless(tokenizer: Checkpoint | Path, party: Party) -> OutputTokens:
@@ -250,7 +195,9 @@ def _conflicts(template: Party, other: Party) -> Iterator[str]:
         known = template.ids.get(token)
         if known is None and token not in other.tokens.added:
             yield f"token {token!r} is in {other.name} alone, and no added one"
-        elif known is not None and known != row:
+        elif known not in (None, row) and not (
+            token in template.tokens.added and token in other.tokens.added
+        ):
             yield f"token {token!r} is number {row} in one and {known} in the other"
 
 
@@ -277,23 +224,3 @@ def _next(start: OutputTokens) -> int:
     if any(entry["id"] == start.end - 1 for entry in start.add):
         return start.end
     return next_number(tokens_of(start.tokenizer), without=start.drop)
-
-
-def _tokens_of(model: Checkpoint, first: Checkpoint) -> Tokens:
-    ours, theirs = tokenizer_file(model), tokenizer_file(first)
-    if ours is None or theirs is None:
-        return _numbered(first)
-    # Most models of a family share the file to the byte: it is parsed once.
-    same = ours.name == theirs.name == "tokenizer.json" and read_small(ours) == read_small(theirs)
-    return _numbered(first if same else model)
-
-
-def _numbered(model: Checkpoint | Path) -> Tokens:
-    path = tokenizer_file(model)
-    if path is not None and path.name in UNNUMBERED:
-        raise NotMergeable(
-            f"{path}: it does not say which numbers the model's tokens have, so rows cannot be "
-            "matched. Load the tokenizer with transformers and save it again, which writes a "
-            "tokenizer.json."
-        )
-    return tokens_of(model)

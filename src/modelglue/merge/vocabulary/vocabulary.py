@@ -30,19 +30,20 @@ from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file, voca
 from modelglue.checkpoint.tokenizer_files import edited, other_files, settings_of, tokenizer_files
 from modelglue.errors import ConfigError
 from modelglue.merge.config.tokenizer import TokenizerConfig
-from modelglue.merge.vocabulary.lending import BASE, Asked, Stored, asked_of, row_union
+from modelglue.merge.vocabulary.lending import (
+    BASE,
+    Asked,
+    Stored,
+    asked_of,
+    lent_counts,
+    refuse_lost,
+    row_union,
+)
+from modelglue.merge.vocabulary.parties import parties_of, stored_rows
 from modelglue.merge.vocabulary.report import padding_report, sentences, united_report
 from modelglue.merge.vocabulary.rows import Indices, RowUnion
 from modelglue.merge.vocabulary.special_ids import followed, roles_of
-from modelglue.merge.vocabulary.tokens import (
-    OutputTokens,
-    moved,
-    output_tokens,
-    parties_of,
-    rows_of,
-    sizes,
-    stored_rows,
-)
+from modelglue.merge.vocabulary.tokens import OutputTokens, moved, output_tokens, rows_of, sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +54,12 @@ class Vocabulary:
         template: gives the output its configuration.
         size: rows of the output's embedding; None: those that the template stores.
         filled: from this row on there is padding, filled with a mean.
-        report: what was united and how, as plain data; empty where there was nothing to do.
     """
 
     template: Checkpoint
     size: int | None = None
     filled: int | None = None
-    report: Mapping[str, Any] = field(default_factory=dict)
+    _report: Mapping[str, Any] = field(default_factory=dict)
     _tokens: OutputTokens | None = None
     _numbers: Mapping[int, Indices] = field(default_factory=dict)  # by model, BASE for the base
     _base: int | None = None
@@ -67,6 +67,20 @@ class Vocabulary:
     _ids: Mapping[int, int | None] = field(default_factory=dict)
     _roles: Mapping[str, int] = field(default_factory=dict)
     _chat_template: str | None = None
+    _names: Mapping[int, str] = field(default_factory=dict)  # as _numbers
+    _lent: list[dict[str, int]] = field(default_factory=list)
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What was united and how, as plain data; empty where there was nothing to do.
+
+        What is `lent` is known once the unions were asked for; it is that of the tensor that is
+        lent most.
+        """
+        if self._tokens is None:
+            return self._report
+        most = max(self._lent, key=lambda lent: sum(lent.values()), default={})
+        return {**self._report, "lent": most}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,7 +104,8 @@ class Vocabulary:
             rows: of the output, as `rows` says.
 
         Raises:
-            NotMergeable: the configuration wants a row that the lender doesn't have.
+            NotMergeable: the configuration wants a row that the lender doesn't have, or a model
+                that has no part in this tensor alone has a token's row.
         """
         sources = [
             self._source(model, count, rows) for model, count in zip(models, stored, strict=True)
@@ -98,7 +113,15 @@ class Vocabulary:
         if base_stored is not None:
             sources.append(self._source(BASE, base_stored, rows))
         filled = rows if self.filled is None else self.filled
-        return row_union(sources, base=self._base, asked=self._asked, filled=filled)
+        union = row_union(sources, base=self._base, asked=self._asked, filled=filled)
+        if union is not None and self._tokens is not None:
+            tokens = self._tokens.ids
+            columns = [source.model for source in sources]
+            apart = self._numbers.keys() - columns - (set() if self._base is None else {BASE})
+            owners = {self._names[model]: self._numbers[model] for model in sorted(apart)}
+            refuse_lost(union, self._asked, owners, tokens)
+            self._lent.append(lent_counts(union.loans, columns, self._base, tokens))
+        return union
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The template's `config.json` with the output's vocabulary size and special ids."""
@@ -190,7 +213,7 @@ def unite(
         rows = stored_rows(template)
         stored = dict(zip(_names(everyone), map(stored_rows, everyone), strict=True))
         report = padding_report(stored, rows) if rows else {}
-        return Vocabulary(template, report=report, _base=_index(base, models), _chat_template=chat)
+        return Vocabulary(template, _report=report, _base=_index(base, models), _chat_template=chat)
     parties = parties_of(everyone)
     tokens = output_tokens(config, parties, root)
     size, filled = sizes(config, tokens, template)
@@ -199,16 +222,16 @@ def unite(
     places |= {base: BASE} if base is not None and base not in places else {}
     asked = asked_of(config, tokens, parties, places)
     ids = moved(tokens, parties[template])
+    names = dict(zip(everyone, _names(everyone), strict=True))
     return Vocabulary(
         template,
         size,
         filled,
         united_report(
             tokens,
-            dict(zip(_names(everyone), numbers.values(), strict=True)),
+            {names[model]: own for model, own in numbers.items()},
             asked,
             source=config.source or "union",
-            base=_names(everyone)[0] if base else None,
             rows=size,
             filled=filled,
         ),
@@ -220,6 +243,8 @@ def unite(
         ids,
         roles_of(tokens.tokenizer, tokens.ids),
         chat,
+        {place: names[model] for model, place in places.items()}
+        | ({} if base is None else {BASE: names[base]}),
     )
 
 
