@@ -20,7 +20,7 @@ from token_oracle import (
     task_arithmetic,
 )
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelglue import merge
 from modelglue.checkpoint.reader import Checkpoint
@@ -30,7 +30,7 @@ from modelglue.merge.config.schema import parse_config
 from modelglue.merge.config.tokenizer import TokenizerConfig
 from modelglue.merge.plan.merge_plan import make_plan
 from modelglue.merge.vocabulary.parties import Party
-from modelglue.merge.vocabulary.special_ids import followed, roles_of
+from modelglue.merge.vocabulary.special_ids import followed, roles_of, taken_over
 from modelglue.merge.vocabulary.tokens import OutputTokens, rows_of
 from modelglue.merge.vocabulary.vocabulary import unite
 
@@ -218,6 +218,50 @@ def test_ids_follow_their_tokens() -> None:
         "image_token_index": 12,
         "hidden_size": 2,
         "text_config": {"eos_token_id": 11, "suppress_tokens": [11]},
+    }
+
+
+@pytest.mark.parametrize("template_generates", [True, False])
+@pytest.mark.parametrize("told_by", ["files", "roles"])
+def test_a_merge_with_another_models_tokenizer_stops_where_that_stops(
+    zoo: dict[str, Path], tmp_path: Path, told_by: str, template_generates: bool
+) -> None:
+    paths = {"base": tmp_path / "base", "chat": tmp_path / "chat"}
+    for name, path in paths.items():
+        shutil.copytree(zoo[name], path)
+    tokenizer = AutoTokenizer.from_pretrained(zoo["chat"])
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.save_pretrained(paths["chat"])
+    if told_by == "files":
+        for name, change in {
+            "config.json": {"eos_token_id": 280},
+            "generation_config.json": {"eos_token_id": [280, 2], "temperature": 0.5},
+        }.items():
+            content = json.loads((paths["chat"] / name).read_text())
+            (paths["chat"] / name).write_text(json.dumps(content | change))
+    else:
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(paths["chat"] / name, bare)
+    if not template_generates:
+        (paths["base"] / "generation_config.json").unlink()
+    source = str(paths["chat"] if told_by == "files" else tmp_path / "bare")
+    out = merge(linear(paths, "base", "chat", tokenizer_source=source), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(out).eos_token == "<|im_end|>"
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["eos_token_id"] == 280
+    model = AutoModelForCausalLM.from_pretrained(out)
+    stops = model.generation_config.eos_token_id
+    assert stops == ([280, 2] if told_by == "files" else 280)
+    assert model.generation_config.temperature != 0.5
+
+
+def test_beginning_and_end_are_set_where_a_configuration_keeps_them() -> None:
+    ends = {"eos_token_id": 7, "pad_token_id": 8}
+    assert taken_over({"eos_token_id": 2, "text_config": {"eos_token_id": 2}}, ends) == {
+        "eos_token_id": 7,
+        "text_config": {"eos_token_id": 7, "pad_token_id": 8},
     }
 
 

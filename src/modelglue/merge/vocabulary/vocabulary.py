@@ -42,8 +42,10 @@ from modelglue.merge.vocabulary.lending import (
 from modelglue.merge.vocabulary.parties import parties_of, stored_rows
 from modelglue.merge.vocabulary.report import padding_report, sentences, united_report
 from modelglue.merge.vocabulary.rows import Indices, RowUnion
-from modelglue.merge.vocabulary.special_ids import followed, roles_of
+from modelglue.merge.vocabulary.special_ids import ends_of, followed, roles_of, taken_over
 from modelglue.merge.vocabulary.tokens import OutputTokens, moved, output_tokens, rows_of, sizes
+
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ class Vocabulary:
     _ids: Mapping[int, int | None] = field(default_factory=dict)
     _roles: Mapping[str, int] = field(default_factory=dict)
     _chat_template: str | None = None
+    _named: Checkpoint | Path | None = None  # whose tokenizer was asked for
     _names: Mapping[int, str] = field(default_factory=dict)  # as _numbers
     _lent: list[dict[str, int]] = field(default_factory=list)
 
@@ -126,6 +129,8 @@ class Vocabulary:
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The template's `config.json` with the output's vocabulary size and special ids."""
         found = followed(config, self._ids, self._roles)
+        if self._named is not None:
+            found = taken_over(found, ends_of(self._named, self._roles, "config.json"))
         if self.size is None:
             return found
         nested = found.get("text_config")
@@ -144,10 +149,9 @@ class Vocabulary:
         template's tokenizer that no longer hold.
         """
         found = other_files(self.template, code="auto_map" in self.template.config)
-        if self._ids and "generation_config.json" in found:
-            settings = settings_of(self.template, "generation_config.json")
-            changed = followed(settings, self._ids, self._roles)
-            found["generation_config.json"] = (json.dumps(changed, indent=2) + "\n").encode()
+        settings = self._generation()
+        if settings != settings_of(self.template, _GENERATION):
+            found[_GENERATION] = (json.dumps(settings, indent=2) + "\n").encode()
         tokens = self._tokens
         tokenizer = tokenizer_files(tokens.tokenizer if tokens else self.template)
         if tokens and (tokens.add or tokens.drop):
@@ -155,6 +159,14 @@ class Vocabulary:
         if self._chat_template is not None:
             tokenizer = with_template(tokenizer, self._chat_template)
         return {**found, **tokenizer}
+
+    def _generation(self) -> dict[str, Any]:
+        """What `generation_config.json` says; empty for none."""
+        found = followed(settings_of(self.template, _GENERATION), self._ids, self._roles)
+        named = self._named
+        if named is None or not (found or settings_of(named, _GENERATION)):
+            return found
+        return taken_over(found, ends_of(named, self._roles, _GENERATION, "config.json"))
 
     def _source(self, model: int, stored: int, rows: int) -> Stored:
         own = np.arange(rows) if self._tokens is None else self._numbers[model].copy()
@@ -222,6 +234,7 @@ def unite(
     places |= {base: BASE} if base is not None and base not in places else {}
     asked = asked_of(config, tokens, parties, places)
     ids = moved(tokens, parties[template])
+    named = config.source not in (None, "union", "base")
     names = dict(zip(everyone, _names(everyone), strict=True))
     return Vocabulary(
         template,
@@ -243,6 +256,7 @@ def unite(
         ids,
         roles_of(tokens.tokenizer, tokens.ids),
         chat,
+        tokens.tokenizer if named and tokens.tokenizer is not template else None,
         {place: names[model] for model, place in places.items()}
         | ({} if base is None else {BASE: names[base]}),
     )
