@@ -1,5 +1,6 @@
 """Layers in a new order: `config.json` says of each what it was."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,32 @@ def test_every_layer_is_what_it_was(
     if types is not None:
         found = AutoConfig.from_pretrained(out).layer_types
         assert found == [types[n] for n in layers]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({"model_type": "gemma2", "head_dim": 8}, [0, 2, 3, 3]),
+        ({"model_type": "gemma2", "head_dim": 8}, [0, 1, 4, 5, 2]),
+        ({"model_type": "gemma3_text", "head_dim": 8, "_sliding_window_pattern": 3}, [2, 1, 2]),
+    ],
+)
+def test_windows_that_an_old_configuration_leaves_unsaid_stay_with_their_layers(
+    make_model: Callable[..., Path], tmp_path: Path, config: dict[str, Any], layers: list[int]
+) -> None:
+    period = config.pop("_sliding_window_pattern", None)
+    base = make_model(tmp_path / "base", num_hidden_layers=6, **config)
+    file = base / "config.json"
+    old = json.loads(file.read_text())
+    for key in ("layer_types", "sliding_window_pattern", "_sliding_window_pattern"):
+        old.pop(key, None)
+    file.write_text(json.dumps({**old, **({"sliding_window_pattern": period} if period else {})}))
+    types = AutoConfig.from_pretrained(base).layer_types
+    assert len({*types}) == 2
+    slices = [{"sources": [{"model": str(base), "layer_range": [n, n + 1]}]} for n in layers]
+    out = merge({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.layer_types == [types[n] for n in layers]
 
 
 @pytest.mark.parametrize("layers", [[0, 1, 2, 0, 1, 2], [2, 1]])

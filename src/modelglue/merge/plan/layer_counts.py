@@ -67,7 +67,7 @@ def recounted(template: Config, layers: Layers, depth: str) -> dict[str, Any]:
     Raises:
         NotMergeable: what a key would have to say is not of its form; all such keys.
     """
-    found: dict[str, Any] = {}
+    found = _unsaid(template, layers)
     problems: list[str] = []
     for key in (*FIRST, *LAST, *EVERY):
         value = template.get(key)
@@ -138,10 +138,38 @@ def _number(origin: Config, template: Config, key: str) -> int:
     return own if type(own) is int else int(template[key])
 
 
+def _windows(template: Config, layers: Layers, key: str, depth: str) -> dict[str, Any] | None:
+    """Every so manyth layer attends to everything; a list says it where the step is lost."""
+    if (kept := _every(template, layers, key, depth)) is not None:
+        return kept
+    if isinstance(template.get("layer_types"), list):
+        return None
+    return {"layer_types": [_kind(layer, _number(o, template, key)) for o, layer in layers]}
+
+
+def _unsaid(template: Config, layers: Layers) -> dict[str, Any]:
+    """Families whose windows alternate though an older `config.json` does not say so."""
+    period = _ALTERNATING.get(str(template.get("model_type")))
+    said = ("layer_types", "sliding_window_pattern", "_sliding_window_pattern")
+    if period is None or any(template.get(key) is not None for key in said):
+        return {}
+    kinds = [_kind(layer, period) for _, layer in layers]
+    usual = [_kind(number, period) for number in range(len(layers))]
+    return {} if kinds == usual else {"layer_types": kinds}
+
+
+def _kind(layer: int, period: int) -> str:
+    return "sliding_attention" if (layer + 1) % period else "full_attention"
+
+
+_ALTERNATING = {"gemma2": 2, "gemma3_text": 6, "gemma3n_text": 5, "cohere2": 4, "olmo3": 4}
+
 _Rule = Callable[[Config, Layers, str, str], dict[str, Any] | None]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(FIRST, _first),
     **dict.fromkeys(LAST, _last),
     **dict.fromkeys(EVERY, _every),
     "decoder_sparse_step": _sparse_step,
+    "sliding_window_pattern": _windows,
+    "_sliding_window_pattern": _windows,
 }
