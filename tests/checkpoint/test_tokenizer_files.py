@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from modelglue.checkpoint.chat_templates import (
     template_problem,
     with_template,
 )
+from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.sentencepiece import pieces
 from modelglue.checkpoint.tokenizer import same_vocabulary, tokens_of, vocabulary
 from modelglue.checkpoint.tokenizer_files import (
@@ -23,6 +25,7 @@ from modelglue.checkpoint.tokenizer_files import (
     edited,
     next_number,
     other_files,
+    settings_of,
     tokenizer_files,
 )
 from modelglue.errors import CorruptCheckpoint, NotMergeable
@@ -108,6 +111,41 @@ def test_new_tokens_enter_the_decoder_too(folder: Path) -> None:
 def test_files_are_told_apart(folder: Path) -> None:
     assert set(other_files(folder)) == {"generation_config.json"}
     assert "generation_config.json" not in tokenizer_files(folder)
+
+
+@dataclass(eq=False)
+class Adapted(Checkpoint):
+    """As an adapter on a base: two folders."""
+
+    folders: tuple[Path, ...]
+
+
+@pytest.mark.parametrize("where", ["settings", "file", "both"])
+def test_an_adapters_tokenizer_and_template_are_taken_whole(tmp_path: Path, where: str) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder, said in ((base, "BASE"), (adapter, "ADAPTER")):
+        tiny.tokenizer().save_pretrained(folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        if where != "file" and folder == adapter:
+            settings["chat_template"] = said
+        else:
+            (folder / "chat_template.jinja").write_text(said)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "tokenizer.model").write_bytes(b"contradicts")
+    (base / "special_tokens_map.json").write_text('{"eos_token": "<other>"}')
+    if where == "both":
+        (adapter / "tokenizer.json").unlink()
+        (adapter / "tokenizer_config.json").write_text('{"chat_template": "ADAPTER", "x": 1}')
+    files = tokenizer_files(Adapted((adapter, base)))
+    out = write(tmp_path / "out", files)
+    assert AutoTokenizer.from_pretrained(out).chat_template == "ADAPTER"
+    assert not [name for name, data in files.items() if b"BASE" in data]
+    whole = base if where == "both" else adapter
+    assert ("tokenizer.model" in files) == (whole == base)
+    assert settings_of(Adapted((adapter, base)), "tokenizer_config.json").get("x") is None
+    (adapter / "chat_template.jinja").unlink(missing_ok=True)
+    (adapter / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_files(Adapted((adapter, base)))["chat_template.jinja"] == b"BASE"
 
 
 def test_a_table_with_gaps_takes_no_more_tokens(tmp_path: Path) -> None:

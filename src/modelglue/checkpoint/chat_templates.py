@@ -73,6 +73,9 @@ KNOWN: Mapping[str, str] = {
 """,
 }
 
+_SETTINGS = "tokenizer_config.json"
+_FILES = ("chat_template.", "additional_chat_templates")
+
 
 def template_problem(value: str) -> str | None:
     """Why a text is neither "auto", nor a known name, nor a Jinja template; None if it is."""
@@ -118,16 +121,31 @@ def template_of(model: Checkpoint | Path) -> str | None:
 
 def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
     """Tokenizer files by name, with this chat template and no other."""
-    result = {
-        name: data
-        for name, data in files.items()
-        if name != "chat_template.json" and not name.startswith("additional_chat_templates")
-    }
-    settings = json.loads(result.get("tokenizer_config.json", b"{}"))
+    return {**without_template(files), "chat_template.jinja": template.encode()}
+
+
+def with_templates_of(files: Mapping[str, bytes], other: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Tokenizer files by name, with the chat templates among another model's files alone."""
+    result = without_template(files)
+    result |= {name: data for name, data in other.items() if name.startswith(_FILES)}
+    template = json.loads(other.get(_SETTINGS, b"{}")).get("chat_template")
+    if template is not None:
+        settings = json.loads(result.get(_SETTINGS, b"{}"))
+        result[_SETTINGS] = _json({**settings, "chat_template": template})
+    return result
+
+
+def without_template(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Tokenizer files by name, less chat templates."""
+    result = {name: data for name, data in files.items() if not name.startswith(_FILES)}
+    settings = json.loads(result.get(_SETTINGS, b"{}"))
     if settings.pop("chat_template", None) is not None:
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        result["tokenizer_config.json"] = text.encode()
-    return {**result, "chat_template.jinja": template.encode()}
+        result[_SETTINGS] = _json(settings)
+    return result
+
+
+def _json(settings: Mapping[str, Any]) -> bytes:
+    return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _syntax_problem(template: str) -> str | None:

@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modelglue.checkpoint.chat_templates import template_of, with_templates_of
 from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.files import read_json_object
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.tokenizer import Tokens, folders_of
+from modelglue.checkpoint.tokenizer import Tokens, folders_of, tokenizer_file
 from modelglue.errors import NotMergeable
 
 # Companions that are no part of a tokenizer.
@@ -68,8 +69,15 @@ def next_number(tokens: Tokens, without: Collection[str] = ()) -> int:
 
 
 def tokenizer_files(model: Checkpoint | Path) -> dict[str, bytes]:
-    """Tokenizer files and chat templates of a model, by name."""
-    return {name: data for name, data in _beside(model, code=False).items() if name not in _OTHERS}
+    """Tokenizer files and chat templates of a model, by name.
+
+    Of an adapter on a base, the tokenizer is the adapter's if it brings one, else the base's, with
+    all that belongs to it; and the chat templates likewise.
+    """
+    whole = _tokenizer_folder(model)
+    found = {name: data for name, data in companions(whole).items() if name not in _OTHERS}
+    brings = next((one for one in folders_of(model) if template_of(one) is not None), whole)
+    return found if brings == whole else with_templates_of(found, companions(brings))
 
 
 def settings_of(model: Checkpoint | Path, name: str) -> dict[str, Any]:
@@ -78,10 +86,9 @@ def settings_of(model: Checkpoint | Path, name: str) -> dict[str, Any]:
     Raises:
         CorruptCheckpoint: it is no JSON object.
     """
-    for folder in folders_of(model):
-        if (folder / name).is_file():
-            return read_json_object(folder / name)
-    return {}
+    whose = folders_of(model) if name in ("config.json", *_OTHERS) else (_tokenizer_folder(model),)
+    path = next((folder / name for folder in whose if (folder / name).is_file()), None)
+    return {} if path is None else read_json_object(path)
 
 
 def other_files(model: Checkpoint | Path, *, code: bool = False) -> dict[str, bytes]:
@@ -91,7 +98,9 @@ def other_files(model: Checkpoint | Path, *, code: bool = False) -> dict[str, by
         model: whose files are wanted.
         code: also its Python files.
     """
-    found = _beside(model, code=code)
+    found: dict[str, bytes] = {}
+    for folder in reversed(folders_of(model)):
+        found |= companions(folder, code=code)
     return {n: data for n, data in found.items() if n in _OTHERS or n.endswith(".py")}
 
 
@@ -133,11 +142,13 @@ def edited(
     return result
 
 
-def _beside(model: Checkpoint | Path, *, code: bool) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for folder in reversed(folders_of(model)):
-        found.update(companions(folder, code=code))
-    return found
+def _tokenizer_folder(model: Checkpoint | Path) -> Path:
+    """The first folder with a tokenizer; no file of another one goes with it."""
+    path = tokenizer_file(model)
+    if path is not None:
+        return path.parent
+    folders = folders_of(model)
+    return next((one for one in folders if companions(one).keys() - set(_OTHERS)), folders[0])
 
 
 def _without(settings: dict[str, Any], drop: Collection[str]) -> dict[str, Any]:
