@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import token_models
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_oracle import linear
 
-from modelglue.errors import NotMergeable
+from modelglue.errors import CheckpointNotFound, ConfigError, NotMergeable
 from modelglue.merge.config.schema import parse_config
 from modelglue.merge.plan.merge_plan import make_plan
 from modelglue.merge.vocabulary.lending import BASE, NOBODY, Asked, Stored, row_union
@@ -171,6 +172,39 @@ def test_every_bad_lender_is_told_at_once(zoo: dict[str, Path]) -> None:
     section["tokens"] = {"<a>": token(token_id=900), "<b>": token(token_id=901)}
     with pytest.raises(NotMergeable, match=r"(?s)2 problems.*row 900 .*row 901 "):
         make_plan(parse_config(linear(zoo, "p", "q", tokenizer=section)))
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"), [("unoin", "union"), ("bsae", "base"), ("{p}x", "{p}")]
+)
+def test_a_misspelt_source_is_told_with_what_may_be_meant(
+    zoo: dict[str, Path], source: str, meant: str
+) -> None:
+    source, meant = source.format(**zoo), meant.format(**zoo)
+    config = linear(zoo, "p", "q", tokenizer_source=source)
+    told = f'tokenizer source: {source!r} is neither .* did you mean "{meant}"'
+    with pytest.raises(CheckpointNotFound, match=told):
+        make_plan(parse_config(config))
+
+
+@pytest.mark.parametrize("key", ["yes", "null", "1.5", "~", "7"])
+def test_a_token_that_yaml_takes_for_something_else_is_to_be_quoted(
+    zoo: dict[str, Path], key: str
+) -> None:
+    text = f"source: union\ntokens: {{{key}: {{source: {{kind: zero}}}}}}"
+    config = linear(zoo, "p", "q", tokenizer=yaml.safe_load(text))
+    with pytest.raises(ConfigError, match=r"tokenizer\.tokens.*no text; quote it"):
+        parse_config(config)
+    config["tokenizer"] = yaml.safe_load(text.replace(key, f"'{key}'"))
+    tokenizer = parse_config(config).tokenizer
+    assert tokenizer is not None
+    assert list(tokenizer.tokens) == [key]
+    lent = f"{{kind: model_token, model: {zoo['p']}, token: {key}}}"
+    config["tokenizer"] = yaml.safe_load(f"tokens: {{a: {{source: {lent}}}}}")
+    with pytest.raises(
+        ConfigError, match=r"tokens\.a\.source(\.token: .* quote it|: one of token)"
+    ):
+        parse_config(config)
 
 
 def test_a_lender_without_a_part_is_refused() -> None:

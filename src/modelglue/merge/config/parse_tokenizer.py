@@ -84,9 +84,15 @@ def _tokens(value: object, models: Sequence[str], problems: list[str]) -> dict[s
     if not isinstance(value, dict):
         problems.append("tokenizer.tokens: is no mapping of a token to where its row comes from")
         return {}
+    problems += [
+        f"tokenizer.tokens.{key}: YAML reads this key as {key!r}, which is no text; quote it"
+        for key in value
+        if not isinstance(key, str)
+    ]
     return {
-        str(token): _token(given, f"tokenizer.tokens.{token}", models, problems)
+        token: _token(given, f"tokenizer.tokens.{token}", models, problems)
         for token, given in value.items()
+        if isinstance(token, str)
     }
 
 
@@ -113,10 +119,13 @@ def _token(value: object, where: str, models: Sequence[str], problems: list[str]
     token, number = source.get("token"), source.get("token_id")
     if (token is None) == (number is None):
         problems.append(f"{where}: one of token and token_id is needed")
+    if token is not None and not isinstance(token, str):
+        problems.append(f"{where}.token: YAML reads it as {token!r}, which is no text; quote it")
+        token = None
     if number is not None and (type(number) is not int or number < 0):
         problems.append(f"{where}.token_id: {number!r} is no token's number")
     lender = _lender(source.get("model"), f"{where}.model", models, problems)
-    return TokenSource(lender, None if token is None else str(token), number, force=force)
+    return TokenSource(lender, token, number, force=force)
 
 
 def _lender(value: object, where: str, models: Sequence[str], problems: list[str]) -> str | None:

@@ -17,10 +17,11 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.tokenizer import tokenizer_file, tokens_of
 from modelglue.checkpoint.tokenizer_files import added_token, next_number, settings_of
-from modelglue.errors import NotMergeable
+from modelglue.errors import CheckpointNotFound, NotMergeable
 from modelglue.merge.config.schema import same_model
 from modelglue.merge.config.tokenizer import TokenizerConfig
 from modelglue.merge.vocabulary.parties import Party, numbered, stored_rows
+from modelglue.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def output_tokens(
         root: what a path in `config.source` is relative to.
 
     Raises:
+        CheckpointNotFound: the source that was asked for is nowhere.
         NotMergeable: the vocabularies differ, and it was not said what shall become of that.
     """
     start = next(model for model in parties if tokenizer_file(model) is not None)
@@ -71,7 +73,8 @@ def output_tokens(
         named = (
             m for m, p in parties.items() if same_model(p.reference) == same_model(config.source)
         )
-        tokenizer = next(named, None) or _located(config.source, root)
+        references = [party.reference for party in parties.values()]
+        tokenizer = next(named, None) or _located(config.source, root, references)
         tokens = OutputTokens(numbered(tokenizer).ids, tokenizer)
     found = with_tokens(tokens, config.tokens)
     _refuse_uneditable(found)
@@ -170,12 +173,19 @@ def moved(tokens: OutputTokens, template: Party) -> dict[int, int | None]:
     return {row: now for row, now in found.items() if now != row}
 
 
-def _located(source: str, root: Path) -> Checkpoint | Path:
+def _located(source: str, root: Path, references: Sequence[str]) -> Checkpoint | Path:
     """A folder with no more than a tokenizer will do."""
     for folder in (root / source, Path(source)):
         if folder.is_dir():
             return folder
-    return open_checkpoint(source, root=root)
+    try:
+        return open_checkpoint(source, root=root)
+    except CheckpointNotFound as error:
+        known = ["union", "base", *references]
+        raise CheckpointNotFound(
+            f"tokenizer source: {source!r} is neither union, base nor a model of the merge"
+            f"{nearest(source, known)}; and {error}"
+        ) from None
 
 
 def _refuse_uneditable(tokens: OutputTokens) -> None:
