@@ -90,7 +90,7 @@ def test_what_is_finished_is_not_made_again_and_what_is_not_must_be(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "error",
-    [KeyboardInterrupt(), CorruptCheckpoint("an input")],
+    [KeyboardInterrupt(), CorruptCheckpoint("an input"), OutOfSpace("full"), MemoryError()],
     ids=lambda error: type(error).__name__,
 )
 def test_work_is_kept_where_nothing_was_wrong_with_it(tmp_path: Path, error: Exception) -> None:
@@ -101,7 +101,7 @@ def test_work_is_kept_where_nothing_was_wrong_with_it(tmp_path: Path, error: Exc
 
 @pytest.mark.parametrize(
     "error",
-    [NonFiniteTensor("a"), OutOfSpace("full"), ZeroDivisionError()],
+    [NonFiniteTensor("a"), ZeroDivisionError()],
     ids=lambda error: type(error).__name__,
 )
 def test_work_that_failed_of_itself_is_dropped(tmp_path: Path, error: Exception) -> None:

@@ -359,15 +359,24 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_in_mid_merge_leaves_nothing(
-    code: int, failing: Callable[[str, int, int], None], llamas: list[Path], tmp_path: Path
+def test_a_disk_that_fills_up_in_mid_merge_keeps_the_work(
+    code: int,
+    failing: Callable[[str, int, int], None],
+    llamas: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    settle()
+    pwrite = os.pwrite
     failing("posix_fallocate", 0, errno.EOPNOTSUPP)
     failing("pwrite", 30, code)
-    out = tmp_path / "merged" / "out"
-    with pytest.raises(OutOfSpace, match="disk is full"):
+    out = tmp_path / "out"
+    with pytest.raises(OutOfSpace, match=r"disk is full.* is kept in .*\.partial: make room"):
         run(config_of("ties", llamas), out)
-    assert os.listdir(tmp_path) == []
+    assert_nothing_looks_whole(out)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert run(config_of("ties", llamas), out).resumed > 0
+    assert_is_undisturbed(out, config_of("ties", llamas))
 
 
 def test_a_limit_on_file_size_is_met_before_anything_is_merged(
@@ -399,22 +408,27 @@ def can_mount() -> bool:
 
 
 @pytest.mark.parametrize(
-    "beyond", [-8192, 8192], ids=["by the weights", "by the files beside them"]
+    ("beyond", "left"),
+    [(-8192, []), (8192, ["model.safetensors"])],
+    ids=["by the weights", "by the files beside them"],
 )
-def test_a_real_disk_that_is_filled_is_left_empty(
-    beyond: int, llamas: list[Path], tmp_path: Path
+def test_a_real_disk_that_is_filled(
+    beyond: int, left: list[str], llamas: list[Path], tmp_path: Path
 ) -> None:
+    """Nothing is begun where the weights have no room; what was done is kept where they have."""
     if not can_mount():
         pytest.skip("no file system can be mounted here")
     config = config_of("linear", llamas)
     weights = run(config, tmp_path / "whole").path / "model.safetensors"
     program = f"""
-import os, sys
+import glob, os, sys
 from modelglue import errors, merge
 try:
     merge({config!r}, "{tmp_path}/disk/out")
 except errors.OutOfSpace:
-    sys.exit(os.listdir("{tmp_path}/disk") or None)
+    found = glob.glob("{tmp_path}/disk/.out.*.partial/*.safetensors")
+    assert not os.path.exists("{tmp_path}/disk/out")
+    sys.exit([os.path.basename(path) for path in found] != {left!r})
 sys.exit("not noticed")
 """
     (tmp_path / "disk").mkdir()

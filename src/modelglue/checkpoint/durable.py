@@ -42,8 +42,14 @@ class Durable:
         self._thread.start()
 
     def wrote(self, nbytes: int) -> None:
-        """Say that so many bytes were written."""
+        """Say that so many bytes were written.
+
+        Raises:
+            OSError: what was written before could not be carried to the disk.
+        """
         with self._condition:
+            if self._error is not None:
+                raise self._error
             self._unsynced += nbytes
             if self._unsynced >= SYNC_BYTES:
                 self._condition.notify()
@@ -75,7 +81,8 @@ class Durable:
                 if flush:
                     self._note()
         finally:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk has no room for the rest of the note
+                self._file.close()
 
     def remove(self) -> None:
         """Drop the note: the checkpoint is whole."""

@@ -25,7 +25,7 @@ from modelglue.checkpoint.output_file import PAGE, OutputFile
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
 from modelglue.checkpoint.spec import TensorSpec, dtype_name
 from modelglue.checkpoint.staging import PURPOSE, Staging
-from modelglue.errors import CheckpointError, OutOfSpace, OutputExists
+from modelglue.errors import CheckpointError, OutOfSpace, OutputExists, RunError
 from modelglue.journal import sync_folder
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         # Stopped from outside, not by anything wrong with the work: it may go on later.
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit | CheckpointError | OSError)
+        outside = KeyboardInterrupt | SystemExit | CheckpointError | OSError | RunError | MemoryError
+        stopped = isinstance(error, outside)
         # A sync that failed once may succeed the next time, with the bytes lost: no more of them.
         flush = not isinstance(error, OSError)
         self._abandon(keep=self._purpose is not None and stopped, flush=flush)
@@ -291,9 +292,14 @@ class CheckpointWriter:
 
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutOfSpace(
-                f"{self.out}: the disk is full ({error.strerror}). Nothing was left behind."
-            ) from error
+            kept = "Nothing was left behind."
+            if self._durable is not None and self._staging is not None:
+                folder = self._staging.folder
+                kept = (
+                    f"What was done is kept in {folder}: make room and give the same command "
+                    "again, or remove that folder."
+                )
+            raise OutOfSpace(f"{self.out}: the disk is full ({error.strerror}). {kept}") from error
         raise error
 
     def _close(self) -> None:
