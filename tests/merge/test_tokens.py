@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,6 +220,27 @@ def test_ids_follow_their_tokens() -> None:
         "hidden_size": 2,
         "text_config": {"eos_token_id": 11, "suppress_tokens": [11]},
     }
+
+
+def test_tokens_that_the_output_loses_are_told(zoo: dict[str, Path]) -> None:
+    def report(**more: Any) -> tuple[Any, str]:
+        found = make_plan(parse_config(arithmetic(zoo, "chat", "tool", **more))).tokenizer
+        assert found is not None
+        return found.report, "\n".join(found.notes)
+
+    said, notes = report(tokenizer={"source": "base"}, chat_template="chatml")
+    assert said["lost"] == [
+        {"model": "chat", "tokens": 2, "examples": ["<|im_end|>", "[PAD]"]},
+        {"model": "tool", "tokens": 1, "examples": ["<tool>"]},
+    ]
+    assert said["template_lacks"] == ["<|im_end|>"]
+    assert "The output lacks 1 token (`'<tool>'`) of tool." in notes
+    assert "The chat template names tokens that the output lacks: `'<|im_end|>'`." in notes
+    said, notes = report(tokenizer={"source": "base"}, chat_template="alpaca")
+    assert said["template_lacks"] == []
+    said, notes = report(chat_template="chatml")
+    assert (said["lost"], said["template_lacks"]) == ([], [])
+    assert "lacks" not in notes.replace("Rows that a model lacks", "")
 
 
 @pytest.mark.parametrize("template_generates", [True, False])

@@ -1,7 +1,8 @@
 """What each model brings to a union: its tokens, and the rows that it has for them."""
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 from modelglue.checkpoint.files import read_small
 from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.tokenizer import UNNUMBERED, Tokens, tokenizer_file, tokens_of
+from modelglue.checkpoint.tokenizer import (
+    UNNUMBERED,
+    Tokens,
+    same_vocabulary,
+    tokenizer_file,
+    tokens_of,
+    vocabulary,
+)
 from modelglue.errors import NotMergeable
 
 
@@ -88,3 +96,21 @@ def _tokens_of(model: Checkpoint, first: Checkpoint) -> Tokens:
     # Most models of a family share the file to the byte: it is parsed once.
     same = ours.name == theirs.name == "tokenizer.json" and read_small(ours) == read_small(theirs)
     return numbered(first if same else model)
+
+
+def all_alike(template: Checkpoint, models: Sequence[Checkpoint]) -> bool:
+    """Whether all have the same tokens, and the template a row for each that any has one for."""
+    first = next((model for model in models if tokenizer_file(model) is not None), None)
+    if first is None:
+        return True
+    if any(same_vocabulary(model, first) is not None for model in models):
+        return False
+    rows = stored_rows(template)
+    most = max(stored_rows(model) or 0 for model in models)
+    return rows is None or not any(rows <= number < most for number in vocabulary(first).values())
+
+
+def names_of(models: Mapping[Checkpoint, str]) -> list[str]:
+    """What to call the models: their names, or their references where two have the same."""
+    counts = Counter(model.name for model in models)
+    return [model.name if counts[model.name] == 1 else name for model, name in models.items()]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from modelglue.merge.vocabulary.lending import Asked
+from modelglue.merge.vocabulary.parties import Party
 from modelglue.merge.vocabulary.rows import Indices
 from modelglue.merge.vocabulary.tokens import OutputTokens
 
@@ -18,6 +19,8 @@ def united_report(
     numbers: Mapping[str, Indices],
     asked: Sequence[Asked],
     *,
+    parties: Mapping[str, Party],
+    template: str | None,
     source: str,
     rows: int,
     filled: int,
@@ -28,14 +31,18 @@ def united_report(
         tokens: of the output.
         numbers: by model, output row → its row, −1 where it has none.
         asked: what the configuration says about single tokens.
+        parties: by model, what it brings.
+        template: the chat template of the output.
         source: where the tokens are from.
         rows: of the output's embedding.
         filled: from this row on a mean stands.
 
     Returns:
         `tokens` and `rows`; `added` to the tokenizer and `left_out` of it; how many tokens all
-        models have (`shared`); `partial`, those that only some have, by who does; `asked`, tokens
-        with a source of their own; `padding`, rows that are no token's.
+        models have (`shared`); `partial`, those that only some have, by who does; `lost`, those of
+        each model that the output lacks, and which of them its chat template names
+        (`template_lacks`); `asked`, tokens with a source of their own; `padding`, rows that are no
+        token's.
     """
     named = np.zeros(rows, bool)
     named[list(tokens.ids.values())] = True
@@ -54,6 +61,9 @@ def united_report(
             }
         )
     added = [entry["content"] for entry in tokens.add]
+    lost = {name: _lost(party, tokens) for name, party in parties.items()}
+    # An ordinary token may well be part of a word of the template.
+    marks = {t for name, party in parties.items() for t in lost[name] if t in party.tokens.added}
     return {
         "source": source,
         "tokens": int(named.sum()),
@@ -62,6 +72,12 @@ def united_report(
         "left_out": sorted(tokens.drop),
         "shared": int((named & has.all(axis=0)).sum()),
         "partial": sorted(partial, key=lambda one: -one["tokens"]),
+        "lost": [
+            {"model": name, "tokens": len(gone), "examples": gone[:_EXAMPLES]}
+            for name, gone in lost.items()
+            if gone
+        ],
+        "template_lacks": sorted(t for t in marks | tokens.drop if t in (template or "")),
         "asked": [one.token for one in asked if one.lender is not None or one.force],
         "padding": int(rows - named.sum()),
         "mean_from_row": filled if filled < rows else None,
@@ -100,7 +116,22 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     if report["left_out"]:
         names = ", ".join(map(_quoted, report["left_out"]))
         said.append(f"The tokenizer lost tokens for which the embedding has no row: {names}.")
+    for one in report["lost"]:
+        said.append(f"The output lacks {_count(one)} of {one['model']}.")
+    if report["template_lacks"]:
+        names = ", ".join(map(_quoted, report["template_lacks"]))
+        said.append(
+            f"The chat template names tokens that the output lacks: {names}. "
+            "Choose another chat_template, or a tokenizer source that has them."
+        )
     return said
+
+
+def _lost(party: Party, tokens: OutputTokens) -> list[str]:
+    """A model's tokens that the output lacks, added ones first."""
+    added = party.tokens.added
+    gone = [token for token in party.ids if token not in tokens.ids]
+    return sorted(gone, key=lambda token: (token not in added, party.ids[token]))
 
 
 def _count(some: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ Without a word about tokenizers in the configuration:
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from modelglue.checkpoint.chat_templates import find_template, template_problem, with_template
+from modelglue.checkpoint.chat_templates import (
+    find_template,
+    template_of,
+    template_problem,
+    with_template,
+)
 from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.tokenizer import same_vocabulary, tokenizer_file, vocabulary
 from modelglue.checkpoint.tokenizer_files import edited, other_files, settings_of, tokenizer_files
 from modelglue.errors import ConfigError
 from modelglue.merge.config.tokenizer import TokenizerConfig
@@ -39,7 +42,7 @@ from modelglue.merge.vocabulary.lending import (
     refuse_lost,
     row_union,
 )
-from modelglue.merge.vocabulary.parties import parties_of, stored_rows
+from modelglue.merge.vocabulary.parties import all_alike, names_of, parties_of, stored_rows
 from modelglue.merge.vocabulary.report import padding_report, sentences, united_report
 from modelglue.merge.vocabulary.rows import Indices, RowUnion
 from modelglue.merge.vocabulary.special_ids import ends_of, followed, roles_of, taken_over
@@ -221,9 +224,9 @@ def unite(
     if base is not None and base_reference is not None:
         everyone[base] = base_reference
     chat = _chat_template(config, list(everyone))
-    if config.source is None and _all_alike(template, list(everyone)):
+    if config.source is None and all_alike(template, list(everyone)):
         rows = stored_rows(template)
-        stored = dict(zip(_names(everyone), map(stored_rows, everyone), strict=True))
+        stored = dict(zip(names_of(everyone), map(stored_rows, everyone), strict=True))
         report = padding_report(stored, rows) if rows else {}
         return Vocabulary(template, _report=report, _base=_index(base, models), _chat_template=chat)
     parties = parties_of(everyone)
@@ -235,7 +238,7 @@ def unite(
     asked = asked_of(config, tokens, parties, places)
     ids = moved(tokens, parties[template])
     named = config.source not in (None, "union", "base")
-    names = dict(zip(everyone, _names(everyone), strict=True))
+    names = dict(zip(everyone, names_of(everyone), strict=True))
     return Vocabulary(
         template,
         size,
@@ -244,6 +247,8 @@ def unite(
             tokens,
             {names[model]: own for model, own in numbers.items()},
             asked,
+            parties={names[model]: party for model, party in parties.items()},
+            template=chat or template_of(tokens.tokenizer),
             source=config.source or "union",
             rows=size,
             filled=filled,
@@ -262,26 +267,8 @@ def unite(
     )
 
 
-def _names(models: Mapping[Checkpoint, str]) -> list[str]:
-    """What to call the models: their names, or their references where two have the same."""
-    counts = Counter(model.name for model in models)
-    return [model.name if counts[model.name] == 1 else name for model, name in models.items()]
-
-
 def _index(base: Checkpoint | None, models: Sequence[Checkpoint]) -> int | None:
     return next((index for index, model in enumerate(models) if model is base), None)
-
-
-def _all_alike(template: Checkpoint, models: Sequence[Checkpoint]) -> bool:
-    """Whether all have the same tokens, and the template a row for each that any has one for."""
-    first = next((model for model in models if tokenizer_file(model) is not None), None)
-    if first is None:
-        return True
-    if any(same_vocabulary(model, first) is not None for model in models):
-        return False
-    rows = stored_rows(template)
-    most = max(stored_rows(model) or 0 for model in models)
-    return rows is None or not any(rows <= number < most for number in vocabulary(first).values())
 
 
 def _chat_template(config: TokenizerConfig, models: Sequence[Checkpoint]) -> str | None:
