@@ -64,3 +64,26 @@ def test_a_head_that_one_model_has_is_in_the_loaded_merge(
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert torch.allclose(loaded.lm_head.weight, expected, atol=1e-6)
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("last", ["tied", "untied"])
+@pytest.mark.parametrize("base", [None, "tied", "untied"])
+def test_a_stack_of_tied_and_untied_models_has_the_head_of_its_last_slice(
+    tmp_path: Path, last: str, base: str | None
+) -> None:
+    order = ["untied", "tied"] if last == "tied" else ["tied", "untied"]
+    for seed, name in enumerate(order):
+        tiny.save_model(tmp_path / name, seed=seed, tie_word_embeddings=name == "tied")
+    slices = [
+        {"sources": [{"model": str(tmp_path / name), "layer_range": [2 * i, 2 * i + 2]}]}
+        for i, name in enumerate(order)
+    ]
+    config: dict[str, Any] = {"merge_method": "passthrough", "slices": slices}
+    if base is not None:
+        config["base_model"] = str(tmp_path / base)
+    out = merge(config, tmp_path / "out")
+    stored = load_file(tmp_path / last / "model.safetensors")
+    head = stored["model.embed_tokens.weight" if last == "tied" else "lm_head.weight"]
+    loaded, told = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert torch.equal(loaded.lm_head.weight, head)

@@ -113,7 +113,7 @@ class Draft:
         scopes = {
             id(tensor.parameters): tensor.parameters
             for tensor in tensors
-            if self._method.scope(tensor.parameters) == "model"
+            if self._method.reach(tensor.parameters) == "model"
         }
         if len(scopes) > 1:
             self.problems.append(
@@ -181,8 +181,10 @@ class Draft:
         last = len(groups) - 1
         planned = {row.name for row in rows} if rows else heads.names
         for head in sorted(heads.names - planned):
-            columns = [self._model(index) for index in groups[last].columns]
-            if any(head in self._names(model, name) for model in columns):
+            # One that all of them tie is written from the embedding: others have it, elsewhere.
+            ends = {head, *(heads.embedding(self._model(index)) for index in groups[last].columns)}
+            columns = [self._names(self._model(index), name) for index in groups[last].columns]
+            if any(not ends.isdisjoint(column) for column in columns):
                 base = head if groups[last].base else None
                 rows.append(Row(head, (head,) * len(groups[last].models), base, 0.0, last))
         return rows
