@@ -121,6 +121,17 @@ def test_a_token_whose_row_no_merged_model_has_is_refused(zoo: dict[str, Path]) 
         make_plan(parse_config(linear(zoo, "p", "r", base_model=str(zoo["q"]))))
 
 
+def test_the_same_tokens_with_fewer_rows_are_refused_where_nobody_could_lend(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    short = shutil.copytree(zoo["p"], tmp_path / "short")
+    shutil.copy(zoo["r"] / "tokenizer.json", short)
+    other = shutil.copytree(short, tmp_path / "other")
+    paths = {**zoo, "short": short, "other": other}
+    with pytest.raises(NotMergeable, match="r alone could lend a row for '<y>', without a part"):
+        make_plan(parse_config(linear(paths, "short", "other", base_model=str(zoo["r"]))))
+
+
 def test_zeros_that_are_asked_for_are_no_loss(zoo: dict[str, Path]) -> None:
     zeros = {"source": {"kind": "zero"}}
     section = {"source": "union", "tokens": {"<x>": zeros, "<y>": zeros}}

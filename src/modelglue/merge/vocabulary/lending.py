@@ -134,7 +134,7 @@ def refuse_lost(
     raise NotMergeable(
         f"tokenizer: {' and '.join(name for name, rows in has.items() if rows)} alone could lend "
         f"a row for {shown}{', …' if len(lost) > _EXAMPLES else ''}, without a part in merging the "
-        "embedding or the head. Take the tokens of a model that has one, with tokenizer: "
+        "embedding or the head. Take the tokens of a model that is merged there, with tokenizer: "
         "{source: …}, or say under tokenizer.tokens what each row shall be."
     )
 

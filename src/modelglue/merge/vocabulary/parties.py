@@ -98,16 +98,17 @@ def _tokens_of(model: Checkpoint, first: Checkpoint) -> Tokens:
     return numbered(first if same else model)
 
 
-def all_alike(template: Checkpoint, models: Sequence[Checkpoint]) -> bool:
-    """Whether all have the same tokens, and the template a row for each that any has one for."""
+def all_alike(models: Sequence[Checkpoint]) -> bool:
+    """Whether all have the same tokens, and each has a row for every one that any has one for."""
     first = next((model for model in models if tokenizer_file(model) is not None), None)
     if first is None:
         return True
     if any(same_vocabulary(model, first) is not None for model in models):
         return False
-    rows = stored_rows(template)
-    most = max(stored_rows(model) or 0 for model in models)
-    return rows is None or not any(rows <= number < most for number in vocabulary(first).values())
+    stored = [rows for model in models if (rows := stored_rows(model)) is not None]
+    if len(set(stored)) < 2:
+        return True
+    return not any(min(stored) <= number < max(stored) for number in vocabulary(first).values())
 
 
 def names_of(models: Mapping[Checkpoint, str]) -> list[str]:

@@ -224,7 +224,7 @@ def unite(
     if base is not None and base_reference is not None:
         everyone[base] = base_reference
     chat = _chat_template(config, list(everyone))
-    if config.source is None and all_alike(template, list(everyone)):
+    if config.source is None and all_alike(list(everyone)):
         rows = stored_rows(template)
         stored = dict(zip(names_of(everyone), map(stored_rows, everyone), strict=True))
         report = padding_report(stored, rows) if rows else {}
