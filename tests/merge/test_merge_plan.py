@@ -506,3 +506,63 @@ def test_tens_of_thousands_of_tensors_are_planned_in_a_moment(tmp_path: Path) ->
     plan = make_plan(config)
     assert len(plan.tensors) > 20_000
     assert time.process_time() - start < 6
+
+
+# Settings
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("model_type", ("llama", "mistral")),
+        ("architectures", (["LlamaForCausalLM"], ["MistralForCausalLM"])),
+        ("num_attention_heads", (4, 8)),
+        ("num_key_value_heads", (2, 4)),
+        ("head_dim", (8, 4)),
+        ("encoder_attention_heads", (4, 2)),
+    ],
+)
+@pytest.mark.parametrize("method", ["linear", "passthrough"])
+def test_models_whose_entries_mean_different_things_are_refused_unless_that_is_allowed(
+    tmp_path: Path, key: str, values: tuple[Any, Any], method: str
+) -> None:
+    a, b = (hollow.save(tmp_path / n, 4, **HEADS | {key: v}) for n, v in zip("ab", values))
+    layers = [{"sources": [piece(a, 0, 2)]}, {"sources": [piece(b, 2, 4)]}]
+    what = {"models": names([a, b])} if method == "linear" else {"slices": layers}
+    config = parse_config({"merge_method": method, **what})
+    with pytest.raises(NotMergeable, match=rf"^{key}: .* in a, .* in b\..*--allow-crimes"):
+        make_plan(config)
+    (note,) = make_plan(config, allow_crimes=True).notes
+    assert key in note
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("rope_theta", (1e4, 5e5)),
+        ("hidden_act", ("silu", "gelu")),
+        ("sliding_window", (512, 1024)),
+        ("rms_norm_eps", (1e-5, 1e-6)),
+    ],
+)
+def test_settings_under_which_weights_are_used_otherwise_are_noted(
+    tmp_path: Path, key: str, values: tuple[Any, Any]
+) -> None:
+    a, b = (hollow.save(tmp_path / n, **{key: v}) for n, v in zip("ab", values))
+    (note,) = plan_of("linear", models=names([a, b])).notes
+    assert note.startswith("the output's config.json is that of a: ")
+
+
+def test_what_a_configuration_leaves_out_is_not_compared(tmp_path: Path) -> None:
+    a = hollow.save(tmp_path / "a", model_type=None)
+    b = hollow.save(tmp_path / "b", rope_theta=1e6, rope_parameters="unknown", **HEADS)
+    assert plan_of("linear", models=names([a, b])).notes == ()
+
+
+def test_a_base_that_only_lends_its_configuration_is_compared_as_well(tmp_path: Path) -> None:
+    a = hollow.save(tmp_path / "a", **HEADS)
+    b = hollow.save(tmp_path / "b", **HEADS | {"num_attention_heads": 8})
+    with pytest.raises(NotMergeable, match="num_attention_heads: 8 in b, 4 in a"):
+        plan_of("linear", models=[str(a)], base_model=str(b))

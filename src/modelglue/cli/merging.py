@@ -20,6 +20,10 @@ def merge(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Write NaN and infinity, and say where.")
     ] = False,
+    allow_crimes: Annotated[
+        bool,
+        typer.Option("--allow-crimes", help="Merge other architectures if their shapes agree."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -42,7 +46,7 @@ def merge(
         raise OutputExists(f"{out} is there already; choose another folder")
     device = None if device == "cpu" else device
     require_device(device)
-    plan = as_plan(config)
+    plan = as_plan(config, allow_crimes=allow_crimes)
     if dry_run:
         from modelglue.report.plan_tables import print_plan
 

@@ -20,6 +20,7 @@ def merge(
     threads: int | None = None,
     device: str | None = None,
     allow_nonfinite: bool = False,
+    allow_crimes: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Merge checkpoints into a new one.
@@ -32,6 +33,7 @@ def merge(
         threads: chunks under way at a time; by default one a core.
         device: a torch device for the arithmetic; by default compiled loops on the CPU.
         allow_nonfinite: write NaN and infinity instead of refusing them.
+        allow_crimes: merge models of other architectures or settings if only their shapes agree.
         progress: called with (elements written, elements to write).
 
     Returns:
@@ -44,7 +46,7 @@ def merge(
     """
     require_device(device)
     merged = execute(
-        as_plan(config),
+        as_plan(config, allow_crimes=allow_crimes),
         Path(out),
         threads=threads,
         device=device,
@@ -54,13 +56,13 @@ def merge(
     return merged.path
 
 
-def as_plan(config: Mergeable) -> MergePlan:
+def as_plan(config: Mergeable, *, allow_crimes: bool = False) -> MergePlan:
     """Whatever asks for a merge, as a plan; the models are opened, no weight is read."""
     if isinstance(config, str | Path):
         config = load_config(Path(config))
     if isinstance(config, Mapping):
         config = parse_config(dict(config))
-    return config if isinstance(config, MergePlan) else make_plan(config)
+    return config if isinstance(config, MergePlan) else make_plan(config, allow_crimes=allow_crimes)
 
 
 def require_device(device: str | None) -> None:

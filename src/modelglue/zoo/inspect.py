@@ -7,7 +7,7 @@ from typing import Any
 
 from modelglue.checkpoint.naming import head_and_embedding, place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.zoo.compatibility import architecture, language_config
+from modelglue.checkpoint.settings import architecture, language_config
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from modelglue.merge.config.values import Resolver, filters
 from modelglue.merge.plan.heads import Heads
 from modelglue.merge.plan.match import Group, Matcher
 from modelglue.merge.plan.output_config import Origin, output_config
+from modelglue.merge.plan.settings import compared
 from modelglue.merge.plan.slices import (
     Layers,
     Row,
@@ -33,9 +34,12 @@ class Draft:
     Args:
         config: what was asked.
         opened: every checkpoint that it names, by `same_model` of its reference.
+        allow_crimes: settings that change the meaning of entries may differ.
     """
 
-    def __init__(self, config: MergeConfig, opened: Mapping[str, Checkpoint]) -> None:
+    def __init__(
+        self, config: MergeConfig, opened: Mapping[str, Checkpoint], *, allow_crimes: bool = False
+    ) -> None:
         self.problems: list[InputError] = []
         self._config = config
         self._method = config.method
@@ -59,6 +63,9 @@ class Draft:
         read = (*self.models, self.base) if self._reads_base and self.base else self.models
         self._read: tuple[Checkpoint, ...] = read
         self._heads = Heads(read, self.template)
+        crimes, others = compared(read, self.template)
+        self._differences = (*crimes, *others) if allow_crimes else others
+        self.problems += [] if allow_crimes else [NotMergeable(_crime(told)) for told in crimes]
 
     def _entries(self) -> Iterator[ModelEntry]:
         """Everything that is read but the merge's base, where it is kept apart."""
@@ -156,6 +163,9 @@ class Draft:
         part = self._config.parts[name]
         found = []
         for group, inputs in zip(part.groups, self._inputs[name], strict=True):
+        if self._differences:
+            told = "; ".join(self._differences)
+            found.append(f"the output's config.json is that of {self.template.name}: {told}")
             levels = [group.parameters, part.parameters, self._config.parameters]
             own = [entry.parameters for entry in inputs.models]
             columns = [self._index[same_model(entry.model)] for entry in inputs.models]
@@ -262,3 +272,10 @@ class Draft:
 
 def _count(entry: ModelEntry) -> int:
     return entry.layer_range[1] - entry.layer_range[0] if entry.layer_range else 0
+
+
+def _crime(told: str) -> str:
+    return (
+        f"{told}. Entries of the same tensors mean different things then; leave one of the models "
+        "out, or allow it with --allow-crimes (in Python allow_crimes=True)"
+    )

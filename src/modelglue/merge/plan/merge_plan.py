@@ -107,8 +107,13 @@ class MergePlan:
         return describe(self, threads=threads)
 
 
-def make_plan(config: MergeConfig) -> MergePlan:
+def make_plan(config: MergeConfig, *, allow_crimes: bool = False) -> MergePlan:
     """Open every checkpoint that the configuration names and resolve every tensor.
+
+    Args:
+        config: what is asked.
+        allow_crimes: go on where the models' configurations say that entries of the same tensors
+            mean different things: another architecture, other heads. Notes tell where.
 
     Raises:
         CheckpointError: a checkpoint cannot be opened; all that cannot are told.
@@ -125,7 +130,7 @@ def make_plan(config: MergeConfig) -> MergePlan:
             problems.append(error)
     if problems:
         raise together(problems)
-    return _plan(config, opened)
+    return _plan(config, opened, allow_crimes=allow_crimes)
 
 
 def plan_of(
@@ -137,11 +142,13 @@ def plan_of(
         opened[same_model(entry.model)] = model
     for reference in config.statistics:
         opened[same_model(reference)] = _open(reference, config.root)
-    return _plan(config, opened)
+    return _plan(config, opened, allow_crimes=False)
 
 
-def _plan(config: MergeConfig, opened: Mapping[str, Checkpoint]) -> MergePlan:
-    draft = Draft(config, opened)
+def _plan(
+    config: MergeConfig, opened: Mapping[str, Checkpoint], *, allow_crimes: bool
+) -> MergePlan:
+    draft = Draft(config, opened, allow_crimes=allow_crimes)
     tensors = draft.tensors()
     if draft.problems:
         raise together(draft.problems)

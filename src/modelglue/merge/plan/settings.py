@@ -1,0 +1,43 @@
+"""What the models' configurations say, compared: weights of one shape may mean different things."""
+
+import contextlib
+from collections.abc import Iterable
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.settings import (
+    Difference,
+    architecture_differences,
+    further_differences,
+    setting_differences,
+    shown,
+)
+from modelglue.errors import CorruptCheckpoint
+
+
+def compared(
+    models: Iterable[Checkpoint], template: Checkpoint
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where models differ from the one that gives the output its configuration.
+
+    Returns:
+        (what changes the meaning of entries, what else differs), a sentence each.
+    """
+    crimes, others = [], []
+    for model in models:
+        if model is template:
+            continue
+        found = [
+            *architecture_differences(template.config, model.config),
+            *further_differences(template, model),
+        ]
+        with contextlib.suppress(CorruptCheckpoint):  # then there is nothing to compare
+            found += setting_differences(template, model)
+        for difference in found:
+            told = _told(difference, template, model)
+            (crimes if difference.of_entries else others).append(told)
+    return tuple(dict.fromkeys(crimes)), tuple(dict.fromkeys(others))
+
+
+def _told(difference: Difference, template: Checkpoint, model: Checkpoint) -> str:
+    ours, theirs = shown(difference.ours), shown(difference.theirs)
+    return f"{difference.key}: {ours} in {template.name}, {theirs} in {model.name}"
