@@ -117,6 +117,11 @@ def test_a_dense_layer_before_the_head_is_not_the_head() -> None:
 def test_a_classifier_is_no_head_and_a_padded_head_is_one() -> None:
     embedding = specs(model__embed_tokens__weight=(64, 8))
     assert head_and_embedding(embedding | specs(score__weight=(3, 8)))[0] is None
+    codes = specs(model__codes__embedding__weight=(512, 4)) | embedding
+    assert head_and_embedding(codes | specs(lm_head__weight=(64, 8))) == (
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+    )
     padded = embedding | specs(lm_head__weight=(56, 8))
     assert head_and_embedding(padded)[0] == "lm_head.weight"
 

@@ -1,7 +1,7 @@
 """What a tensor is, told from its name and shape alone, for whatever family of models."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -59,19 +59,28 @@ def head_and_embedding(tensors: Mapping[str, TensorSpec]) -> tuple[str | None, s
     classifier) by its shape: the embedding's width, and its rows up to padding.
     """
     outside = [name for name in tensors if split_layer(name) is None]
-    embedding = next((name for name in outside if _TOKENS.search(name)), None)
-    if embedding is None or len(tensors[embedding].shape) != 2:
-        return None, embedding
-    rows, width = tensors[embedding].shape
+    embeddings = [name for name in outside if _TOKENS.search(name)]
+    for embedding in embeddings:  # of several, the one with a head: others are of images, say
+        head = _head(tensors, outside, tensors[embedding].shape)
+        if head is not None:
+            return head, embedding
+    return None, next(iter(embeddings), None)
+
+
+def _head(
+    tensors: Mapping[str, TensorSpec], names: Iterable[str], shape: tuple[int, ...]
+) -> str | None:
+    """The head to an embedding of that shape; of several the one with the same rows."""
     heads = {
-        name: abs(tensors[name].shape[0] - rows)
-        for name in outside
-        if name.endswith(".weight")
+        name: abs(tensors[name].shape[0] - shape[0])
+        for name in names
+        if len(shape) == 2
+        and name.endswith(".weight")
         and place(name).role == "head"
-        and tensors[name].shape[1:] == (width,)
+        and tensors[name].shape[1:] == shape[1:]
     }
     head = min(heads, key=heads.__getitem__, default=None)
-    return head if head is not None and heads[head] * _PADDING <= rows else None, embedding
+    return head if head is not None and heads[head] * _PADDING <= shape[0] else None
 
 
 def _role(name: str, *, in_layer: bool) -> Role:
