@@ -150,7 +150,6 @@ def test_zeros_that_are_asked_for_are_no_loss(zoo: dict[str, Path]) -> None:
 
 
 def test_what_is_told_of_loans_is_what_was_planned(zoo: dict[str, Path]) -> None:
-    # The base has both tokens, and is not merged: it lends nothing.
     plan = make_plan(parse_config(linear(zoo, "p", "r", "q", base_model=str(zoo["r"]))))
     assert plan.tokenizer is not None
     assert plan.tokenizer.report["lent"] == {
@@ -159,6 +158,7 @@ def test_what_is_told_of_loans_is_what_was_planned(zoo: dict[str, Path]) -> None
         "as a mean": 0,
         "as zeros": 0,
     }
+    # A base that is not merged lends nothing, whatever it has.
     apart = shutil.copytree(zoo["r"], zoo["r"].with_name("apart"))
     plan = make_plan(parse_config(linear(zoo, "p", "r", base_model=str(apart))))
     assert plan.tokenizer is not None
