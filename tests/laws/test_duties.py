@@ -8,12 +8,10 @@ import pytest
 import torch
 from law_samples import ALL, SIZES, Sample, run, samples, uneven, variants
 
-from modelglue.errors import MergeError
-from modelglue.merge.memory import InMemory, as_array
+from modelglue.merge.chunk import Chunk
+from modelglue.merge.kernels import uniform
+from modelglue.merge.memory import InMemory, as_array, resolve
 from modelglue.merge.method import METHODS, Method
-
-BY_ROW = {"della", "della_linear", "arcee_fusion", "regmean"}
-"""Methods that must see whole rows."""
 
 
 def names(method: Method) -> set[str]:
@@ -73,15 +71,46 @@ def test_the_result_does_not_depend_on_chunks(method: Method) -> None:
 
 
 @every_method
-def test_rows_that_are_cut_change_nothing_or_are_refused(method: Method) -> None:
+def test_rows_longer_than_a_chunk_change_nothing(method: Method) -> None:
     for sample in samples(method, 4, (3, 40)):
         for values in variants(method, len(sample.tensors)):
-            if method.name in BY_ROW and (values or not method.name.startswith("della")):
-                with pytest.raises(MergeError, match="longer than a chunk"):
-                    sample.merge(method, chunk=7, **values)
-            else:
-                cut = sample.merge(method, chunk=7, **values)
-                assert agree(cut, sample.merge(method, **values), sample)
+            cut = sample.merge(method, chunk=7, **values)
+            assert agree(cut, sample.merge(method, **values), sample)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_has_no_entries_stays_empty(
+    method: Method, shape: tuple[int, ...], library: str
+) -> None:
+    convert = np.asarray if library == "numpy" else torch.from_numpy
+    for sample in samples(method, 11, shape):
+        base = None if sample.base is None else convert(sample.base)
+        for values in variants(method, len(sample.tensors)):
+            merged = method(convert(sample.tensors), base, statistics=sample.statistics, **values)
+            assert tuple(merged.shape) == shape
+            assert type(merged) is type(convert(sample.tensors))
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in ALL if m.parameter("seed")], ids=lambda method: method.name
+)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_where_the_index_outgrows_32_bits_the_grid_of_chunks_changes_nothing(
+    method: Method, library: str
+) -> None:
+    convert = np.asarray if library == "numpy" else torch.from_numpy
+    sample = samples(method, 12, (4, 10))[0]
+    assert sample.base is not None
+    values = resolve(method, uneven(method, len(sample.tensors)), len(sample.tensors))
+    flat = convert(sample.tensors.reshape(-1, 40)), convert(sample.base.reshape(-1))
+    whole = Chunk(*flat, start=2**32 - 25, width=10, key=5)
+    rows = [method.merge(part, None, values) for part in whole.parts(10)]
+    assert np.array_equal(np.concatenate(rows), np.asarray(method.merge(whole, None, values)))
+    # What the chunk after the border draws is what a chunk that begins there does.
+    after = uniform(whole.part(25, 40), 0)
+    assert np.array_equal(np.asarray(uniform(whole, 0))[25:], np.asarray(after))
 
 
 @every_method

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from modelglue.errors import MergeError
+from modelglue.merge.memory import Held, InMemory
 from modelglue.merge.method import METHODS
 
 generator = np.random.default_rng(0)
@@ -51,6 +53,37 @@ def test_regmean(chunk: int) -> None:
         left += weight * model @ shrunk
         right += weight * shrunk
     assert np.allclose(merged, left @ np.linalg.pinv(right), atol=1e-5)
+
+
+class Counted(Held):
+    """A matrix of statistics that counts the rows that are read."""
+
+    read_rows = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self.read_rows += stop - start
+        found: np.ndarray = super().read(start, stop)
+        return found
+
+
+def test_regmean_reads_every_gram_matrix_once() -> None:
+    seen = numbers(2, 20, 5)
+    whole = InMemory(numbers(2, 300), None, (60, 5), size=25)
+    whole.statistics = held = [Counted(x.T @ x) for x in seen]
+    METHODS["regmean"].run(whole, {"weight": (1.0, 1.0), "alpha": 0.9})
+    assert [gram.read_rows for gram in held] == [5, 5]
+
+
+def test_statistics_that_are_no_gram_matrix_are_refused() -> None:
+    with pytest.raises(MergeError, match="negative eigenvalues"):
+        METHODS["regmean"](numbers(2, 6, 5), statistics=[-np.eye(5, dtype=np.float32)] * 2)
+
+
+def test_statistics_that_are_not_finite_make_the_result_so() -> None:
+    grams = np.stack([np.eye(5, dtype=np.float32)] * 2)
+    grams[1, 2, 3] = np.nan
+    merged = METHODS["regmean"](numbers(2, 6, 5), statistics=grams)
+    assert np.isnan(merged).all()
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)], ids=str)

@@ -1,7 +1,7 @@
 """What a merge method sees: the same piece of one tensor of every model, and all such pieces."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from modelglue.merge.arrays import Array, floats
@@ -12,24 +12,25 @@ CHUNK = 1 << 19
 """Entries of one model that are worked on at a time: 1 MiB of bfloat16."""
 
 
-def ranges(numel: int, width: int, *, size: int | None = None) -> Iterator[tuple[int, int]]:
+def ranges(
+    numel: int, width: int, *, size: int | None = None, rows: bool = False
+) -> Iterator[tuple[int, int]]:
     """Cut 0 … numel into chunks of about `size` (by default `CHUNK`) entries.
 
-    They are whole rows of `width`, unless one row is longer. No chunk crosses a multiple of 2³²,
-    where random numbers take another key. The cut does not depend on threads or devices.
+    They are whole rows of `width`; a row that is longer than `size` is cut unless `rows` is true.
+    The cut does not depend on threads or devices.
 
     >>> list(ranges(10, 3, size=7))
     [(0, 6), (6, 10)]
     >>> list(ranges(10, 8, size=4))
     [(0, 4), (4, 8), (8, 10)]
+    >>> list(ranges(16, 8, size=4, rows=True))
+    [(0, 8), (8, 16)]
     """
-    size = size or CHUNK
-    step = max(1, size // width) * width if 0 < width <= size else size
-    start = 0
-    while start < numel:
-        stop = min(start + step, numel, (start // 2**32 + 1) * 2**32)
-        yield start, stop
-        start = stop
+    size, width = size or CHUNK, max(width, 1)
+    step = max(size // width, 1) * width if rows or width <= size else size
+    for start in range(0, numel, step):
+        yield start, min(start + step, numel)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Chunk:
             either; `fp32` gives numbers). torch: float32.
         base: [k], as `models`; None where the method has no base.
         start: the flat index of the first entry.
-        width: entries in a row of the tensor (its last dimension); chunks hold whole rows unless
-            one row is longer than a chunk.
+        width: entries in a row of the tensor (its last dimension); chunks hold whole rows, unless
+            a row is longer and the method does not ask for whole ones.
         key: of (seed, tensor name), 64 bits, for methods that draw random numbers.
         statistics: [n, k] float32, for methods whose statistics have the tensor's shape.
         offset: where a whole model was measured, the entries of all tensors before this one.
@@ -76,6 +77,21 @@ class Chunk:
         """The task vectors τᵢ = θᵢ − θ₀: [n, k] float32."""
         return self.fp32 - self.fp32_base
 
+    def part(self, start: int, stop: int) -> "Chunk":
+        """The entries from `start` to before `stop`, counted from the chunk's first."""
+        return replace(
+            self,
+            models=self.models[:, start:stop],
+            base=None if self.base is None else self.base[start:stop],
+            start=self.start + start,
+            statistics=None if self.statistics is None else self.statistics[:, start:stop],
+        )
+
+    def parts(self, size: int) -> "list[Chunk]":
+        """Parts of `size` entries, the last perhaps of fewer."""
+        count = self.models.shape[1]
+        return [self.part(at, min(at + size, count)) for at in range(0, count, size)]
+
 
 class Rows(Protocol):
     """A matrix of statistics that may be larger than memory."""
@@ -97,10 +113,12 @@ class Whole(Protocol):
         n: the number of models.
         numel: of the tensor (of all tensors).
         shape: of the tensor; () for a whole model.
+        has_base: whether its chunks have a base.
         statistics: one a model, for methods that ask for them.
     """
 
     n: int
+    has_base: bool
     numel: int
     shape: tuple[int, ...]
     statistics: Sequence[Rows]

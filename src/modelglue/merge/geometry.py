@@ -5,10 +5,14 @@ coefficients follow from the inputs' Gram matrix. So one pass takes dot products
 float64 on a few numbers, and a second pass adds up: no tensor is ever held.
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 
-from modelglue.merge.arrays import Array, floats, like
-from modelglue.merge.chunk import Chunk, Whole
+from modelglue.merge.arrays import Array, floats, like, namespace
+from modelglue.merge.chunk import Chunk
+from modelglue.merge.kernels import row_grams
 
 NOISE = 1e-6
 """Cosines as near to ±1 as this are ±1.
@@ -17,11 +21,6 @@ Dot products are float32 sums of up to a thousand terms, exact to a few 1e-7 of 
 lengths. Within this bound the arc between two directions and the straight line differ by 2.5e-7 at
 most, but near 180° sin Ω would be noise to divide by.
 """
-
-
-def has_base(whole: Whole) -> bool:
-    """Whether the method was given a base."""
-    return whole.sample(1).base is not None
 
 
 def norms(gram: np.ndarray) -> np.ndarray:
@@ -71,8 +70,33 @@ def places(chunk: Chunk) -> np.ndarray:
     return chunk.start + np.arange(chunk.models.shape[1])
 
 
-def rows_sum(chunk: Chunk, coefficients: np.ndarray, at: np.ndarray) -> Array:
-    """Combine with coefficients that differ between rows (or columns) of the tensor.
+ROWS = 1 << 12
+"""Rows whose dot products are in memory at a time."""
+
+
+def combine_rows(
+    chunk: Chunk, of: Literal["models", "deltas"], coefficients: Callable[[np.ndarray], np.ndarray]
+) -> Array:
+    """Combine each row (along the last dimension) by its own dot products.
+
+    Args:
+        chunk: of n models, in whole rows.
+        of: what to take dot products of.
+        coefficients: of dot products [rows, n, n]: [rows, n], or [rows, n + 1]: the base last.
+
+    Returns:
+        [k] float32.
+    """
+    merged = []
+    for part in chunk.parts(ROWS * chunk.width):
+        at = np.arange(part.models.shape[1]) // chunk.width
+        merged.append(spread_sum(part, coefficients(row_grams(part, of=of)), at))
+    joined: Array = namespace(chunk.models).concatenate(merged)
+    return joined
+
+
+def spread_sum(chunk: Chunk, coefficients: np.ndarray, at: np.ndarray) -> Array:
+    """Combine with coefficients that differ between the entries.
 
     Args:
         chunk: of n models.

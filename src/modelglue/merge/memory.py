@@ -32,6 +32,7 @@ class InMemory:
         statistics: one a model: [numel] float32, or [in, in].
         offset: entries of the tensors before, where a whole model is measured.
         size: entries of a chunk.
+        rows: whether chunks must be whole rows.
     """
 
     def __init__(
@@ -44,16 +45,17 @@ class InMemory:
         statistics: Sequence[Array] = (),
         offset: int = 0,
         size: int | None = None,
+        rows: bool = False,
     ) -> None:
         self.n, self.numel = models.shape
-        self.shape = shape
+        self.shape, self.has_base = shape, base is not None
         self.statistics: Sequence[Rows] = [Held(floats(array)) for array in statistics]
         self.models, self._base, self._key = models, base, key
         self._offset = offset
         # Statistics of the tensor's own shape are cut with it.
         self._cut = [s.reshape(-1) for s in map(floats, statistics) if tuple(s.shape) == shape]
         self._width = shape[-1] if shape else 1
-        self.ranges = list(ranges(self.numel, self._width, size=size))
+        self.ranges = list(ranges(self.numel, self._width, size=size, rows=rows))
 
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
@@ -201,6 +203,7 @@ def prepare(
         statistics=[_tensor(each) for each in statistics] if statistics is not None else (),
         offset=offset,
         size=chunk,
+        rows=method.rows(values),
     )
     return Asked(method, whole, values, models[0])
 
@@ -224,7 +227,8 @@ def resolve(method: Method, parameters: Mapping[str, Any], n: int) -> dict[str, 
             raise TypeError(f"{keyword} must be given: {parameter.help}")
         if hasattr(given, "tolist"):
             given = given.tolist()
-        every = list(given) if isinstance(given, list | tuple) else [given]
+        listed = list(given) if isinstance(given, list | tuple) else [given]
+        every = [value.item() if hasattr(value, "item") else value for value in listed]
         if parameter.per == "model" and len(every) == 1:
             every = every * n
         for value in every:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -79,10 +80,10 @@ class Parameter:
                 return None if isinstance(value, str) else f"{value!r} is no path or name"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{value!r} is not a number"
-        if self.kind == "integer" and value != int(value):
-            return f"{value!r} is not a whole number"
         if not math.isfinite(value):
             return f"{value!r} is not finite"
+        if self.kind == "integer" and value != int(value):
+            return f"{value!r} is not a whole number"
         if self.low is not None and (value < self.low or (self.above and value == self.low)):
             return (
                 f"{value!r} is not above {self.low}"
@@ -98,7 +99,13 @@ Combine = Callable[..., Array]
 """The maths: (chunk, measured, parameters by keyword) → [k] float32."""
 
 Measure = Callable[..., Any]
-"""(whole, parameters by keyword) → what `combine` gets as `measured`, for every chunk alike."""
+"""(whole, parameters by keyword) → what `combine` gets as `measured`, for every chunk alike.
+
+It is given the parameters that its signature names: those alone the first pass depends on.
+"""
+
+Scope = Literal["chunk", "tensor", "model"]
+"""What must be seen before the first chunk can be merged: nothing else, its tensor, the model."""
 
 
 class Check(Protocol):
@@ -124,7 +131,10 @@ class Method:
             it is open.
         check: looks at parameter values together (weights that sum to 0, say).
         measure: a first pass over the whole tensor, for methods that need more than a chunk.
-        scope: says, from the parameters, whether `measure` sees one tensor or the whole model.
+        scope: says, from the parameters, what `measure` sees: one tensor, the whole model, or
+            nothing, as it is not needed ("chunk").
+        keeps: says, from the parameters, whether the result is the first model's tensor as it is.
+        rows: says, from the parameters, whether chunks must be whole rows however long those are.
         statistics: what each model's checkpoint of statistics must hold: "none", "same" (a tensor
             of the same name and shape) or "gram" (of a matrix [out, in], one of [in, in]).
     """
@@ -137,7 +147,9 @@ class Method:
     models: tuple[int, int | None] = (1, None)
     check: Check = lambda parameters: None
     measure: Measure | None = None
-    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"]] = lambda parameters: "tensor"
+    scope: Callable[[Mapping[str, Any]], Scope] = lambda parameters: "tensor"
+    rows: Callable[[Mapping[str, Any]], bool] = lambda parameters: False
+    keeps: Callable[[Mapping[str, Any]], bool] = lambda parameters: False
     statistics: Literal["none", "same", "gram"] = "none"
 
     @property
@@ -170,12 +182,28 @@ class Method:
         """Parameter values by name, as `combine` and `measure` take them."""
         return {p.keyword: values[p.name] for p in self.parameters if p.kind != "checkpoint"}
 
+    @cached_property
+    def _read_first(self) -> frozenset[str]:
+        """The keywords of the parameters that `measure` takes."""
+        return frozenset(inspect.signature(self.measure).parameters if self.measure else ())
+
+    def read_first(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the parameters, by name, on which the first pass depends."""
+        return {p.name: values[p.name] for p in self.parameters if p.keyword in self._read_first}
+
+    def reach(self, values: Mapping[str, Any]) -> Scope:
+        """What the first pass looks at; "chunk" where there is none."""
+        return "chunk" if self.measure is None else self.scope(values)
+
     def first_pass(self, whole: Whole, values: Mapping[str, Any]) -> Any:
-        """What `measure` gives; None for a method that has none."""
-        if self.measure is None:
+        """What `measure` gives; None where nothing is measured."""
+        if self.measure is None or self.reach(values) == "chunk" or not whole.numel:
             return None
+        keywords = self.keywords(values)
         with np.errstate(all="ignore"):  # what is not finite is counted in the result
-            return self.measure(whole, **self.keywords(values))
+            return self.measure(
+                whole, **{k: keywords[k] for k in keywords if k in self._read_first}
+            )
 
     def merge(self, chunk: Chunk, measured: Any, values: Mapping[str, Any]) -> Array:
         """What `combine` gives for a chunk: [k] float32."""
@@ -228,7 +256,9 @@ def merge_method(
     models: tuple[int, int | None] = (1, None),
     check: Check = lambda parameters: None,
     measure: Measure | None = None,
-    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"]] = lambda parameters: "tensor",
+    scope: Callable[[Mapping[str, Any]], Scope] = lambda parameters: "tensor",
+    rows: Callable[[Mapping[str, Any]], bool] = lambda parameters: False,
+    keeps: Callable[[Mapping[str, Any]], bool] = lambda parameters: False,
     statistics: Literal["none", "same", "gram"] = "none",
 ) -> Callable[[Combine], Method]:
     """Register the decorated formula as the method of that name; see `Method` for the arguments."""
@@ -245,6 +275,8 @@ def merge_method(
             check=check,
             measure=measure,
             scope=scope,
+            rows=rows,
+            keeps=keeps,
             statistics=statistics,
         )
         return METHODS.register(name)(method)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modelglue.errors import MergeError
 from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
 from modelglue.merge.kernels import Cuts, kept, magnitude_cuts, uniform
@@ -123,8 +122,6 @@ def by_rank(tau: Array, width: int, density: float, epsilon: float) -> Array:
         [k] float32. Equal magnitudes: the first has the lower rank; a row of one has density.
     """
     xp = namespace(tau)
-    if len(tau) % max(width, 1):
-        raise MergeError(f"a row of {width} entries is longer than a chunk, and della ranks rows")
     if width < 2:
         return xp.full_like(tau, density)
     # Magnitude and place in one integer, which sorts several times faster than indices do.

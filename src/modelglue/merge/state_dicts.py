@@ -95,7 +95,7 @@ def _measure(ask: Ask, names: Sequence[str]) -> tuple[Any, Mapping[str, int]]:
     if not names:
         return None, {}
     asked = ask(names[0], 0)
-    if asked.method.measure is None or asked.method.scope(asked.values) == "tensor":
+    if asked.method.reach(asked.values) != "model":
         return None, {}
     together = _Together(ask, names)
     return asked.method.first_pass(together, asked.values), together.offsets
@@ -112,10 +112,11 @@ class _Together:
         self._places: list[tuple[str, int]] = []
         self.offsets: dict[str, int] = {}
         self.n = self.numel = 0
+        self.has_base = False
         for name in names:
             whole = ask(name, 0).whole
             self.offsets[name] = self.numel
-            self.n = whole.n
+            self.n, self.has_base = whole.n, whole.has_base
             self.numel += whole.numel
             self._places += [(name, index) for index in range(len(whole.ranges))]
 

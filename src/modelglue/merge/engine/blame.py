@@ -22,7 +22,7 @@ def blame(plan: MergePlan, tensor: TensorPlan, chunk: tuple[int, int], workspace
     """
     method = METHODS[tensor.method]
     suspects = [tensor]
-    if method.measure is not None and method.scope(tensor.parameters) == "model":
+    if method.reach(tensor.parameters) == "model":
         # They were measured together: what one of them holds can spoil them all.
         alike = (t for t in plan.tensors if t.method == tensor.method and not t.copied)
         suspects += [other for other in alike if other is not tensor]

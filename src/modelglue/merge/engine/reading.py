@@ -18,6 +18,7 @@ from modelglue.errors import UnsupportedCheckpoint
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Rows, ranges
 from modelglue.merge.kernels.random import tensor_key
+from modelglue.merge.method import METHODS
 from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan
 from modelglue.merge.vocabulary.rows import runs
 
@@ -87,7 +88,7 @@ class TensorReader:
     ) -> None:
         self.n = len(tensor.sources)
         self.numel = tensor.numel
-        self.shape = tensor.shape
+        self.shape, self.has_base = tensor.shape, tensor.base is not None
         self._plan, self._tensor, self._workspace = plan, tensor, workspace
         self._offset = offset
         self._width = tensor.shape[-1] if tensor.shape else 1
@@ -106,10 +107,10 @@ class TensorReader:
     @property
     def ranges(self) -> list[tuple[int, int]]:
         """The chunks, as flat ranges."""
-        width = self._width
-        if self._tensor.union is not None:
-            width = math.prod(self.shape[1:])
-        return list(ranges(self.numel, width))
+        rows, width = METHODS[self._tensor.method].rows(self._tensor.parameters), self._width
+        if self._tensor.union is not None:  # what is united are whole rows, one a token
+            rows, width = True, math.prod(self.shape[1:] or self.shape)
+        return list(ranges(self.numel, width, rows=rows))
 
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
@@ -127,6 +128,20 @@ class TensorReader:
         """The entries from `start` to before `stop`."""
         models, base = self._arrays([(start, stop)])
         return self._chunk(models, base, start, self._same(start, stop))
+
+    def stored(self, start: int, stop: int, *, phase: int = 0) -> np.ndarray:
+        """The first source's entries in the dtype of their file: [stop - start].
+
+        Args:
+            start, stop: the flat range.
+            phase: how many bytes into a page they shall begin.
+        """
+        source = self._tensor.sources[0]
+        checkpoint = self._plan.checkpoint(source)
+        dtype = np.dtype(_STORED[checkpoint.spec(source.name).dtype])
+        found = self._workspace.array("out", (stop - start,), dtype, phase=phase)
+        checkpoint.read_into(source.name, found.data, start=start * dtype.itemsize)
+        return found
 
     def sample(self, count: int) -> Chunk:
         """Runs of entries, spread evenly."""

@@ -45,6 +45,7 @@ class _Held:
             key=tensor_key(int(tensor.parameters.get("seed") or 0), tensor.name),
             statistics=[self.statistics[i] for i in kept] if self.statistics else (),
             offset=offset,
+            rows=METHODS[tensor.method].rows(tensor.parameters),
         )
 
 
@@ -110,10 +111,10 @@ class Resident:
                     torch.as_tensor(self._held[tensor.name].models[kept[0]]).view_as(target)
                 )
                 continue
+            method = METHODS[tensor.method]
             found, offset = measured.get(tensor.name, (None, 0))
             whole = self._whole(tensor, kept, offset)
-            method = METHODS[tensor.method]
-            if found is None:
+            if tensor.name not in measured:
                 found = method.first_pass(whole, tensor.parameters)
             flat = target.view(-1)
             for start, stop in whole.ranges:

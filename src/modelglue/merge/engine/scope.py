@@ -1,4 +1,4 @@
-"""Measuring a whole model at once: tensors that share a method and its parameters are one whole."""
+"""Measuring a whole model at once: tensors measured alike are one whole."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -42,7 +42,7 @@ class Model:
         self._tensors, self._open = tensors, open_tensor
         self._threads, self._device = threads, device
         self._workspace = Workspace(device)
-        self.n = len(tensors[0].sources)
+        self.n, self.has_base = len(tensors[0].sources), tensors[0].base is not None
         self.offsets: list[int] = []
         self.numel = 0
         for tensor in tensors:
@@ -117,9 +117,10 @@ def measure_models(
     groups: dict[tuple[str, str, int], list[TensorPlan]] = {}
     for tensor in tensors:
         method = METHODS[tensor.method]
-        if tensor.copied or method.measure is None or method.scope(tensor.parameters) == "tensor":
+        if tensor.copied or method.reach(tensor.parameters) != "model":
             continue
-        key = tensor.method, repr(sorted(tensor.parameters.items())), len(tensor.sources)
+        read = sorted(method.read_first(tensor.parameters).items())
+        key = tensor.method, repr(read), len(tensor.sources)
         groups.setdefault(key, []).append(tensor)
     found: dict[str, tuple[Any, int]] = {}
     for (name, _, _), group in groups.items():

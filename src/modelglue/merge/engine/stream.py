@@ -150,7 +150,7 @@ class _Work:
 
     def jobs(self, tensors: list[TensorPlan]) -> list[Job]:
         """One a tensor; where the method measures, the largest first, so that none ends alone."""
-        if any(METHODS[tensor.method].measure for tensor in tensors):
+        if any(METHODS[tensor.method].reach(tensor.parameters) != "chunk" for tensor in tensors):
             tensors = sorted(tensors, key=lambda tensor: -tensor.numel)
         return [self._start(tensor) for tensor in tensors]
 
@@ -162,16 +162,14 @@ class _Work:
             measured, offset = self.measured.get(tensor.name, (None, 0))
             reader = TensorReader(self.plan, tensor, workspace, offset=offset)
             method = METHODS[tensor.method]
-            if measured is None:
+            if tensor.name not in self.measured:
                 measured = method.first_pass(reader, tensor.parameters)
             jobs = [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
-            return (
-                jobs
-                if len(jobs) > 1
-                else [further for job in jobs for further in job.run(workspace)]
-            )
+            if tensor.numel > CHUNK:
+                return jobs
+            return [further for job in jobs for further in job.run(workspace)]
 
-        return Job(start, 0 if tensor.numel > CHUNK else tensor.numel)
+        return Job(start, tensor.numel if tensor.copied or tensor.numel <= CHUNK else 0)
 
     def _chunk(
         self, tensor: TensorPlan, measured: object, offset: int, chunk: tuple[int, int]
@@ -192,11 +190,14 @@ class _Work:
         workspace: Workspace,
     ) -> None:
         method = METHODS[tensor.method]
-        read = reader.read(*chunk)
-        merged = method.merge(read, measured, tensor.parameters)
         start = nbytes_of(tensor.dtype, (chunk[0],))
         phase = self.writer.phase(tensor.name, start)
-        result, bad = encode(merged, tensor.dtype, workspace, phase=phase)
+        if self._exact(tensor):
+            result = reader.stored(*chunk, phase=phase)
+            bad = int(np.count_nonzero(~np.isfinite(result)))
+        else:
+            merged = method.merge(reader.read(*chunk), measured, tensor.parameters)
+            result, bad = encode(merged, tensor.dtype, workspace, phase=phase)
         if bad:
             if self.nonfinite is None:
                 raise NonFiniteTensor(blame(self.plan, tensor, chunk, workspace))
@@ -205,6 +206,15 @@ class _Work:
             with self.counting:
                 self.nonfinite[tensor.name] = self.nonfinite.get(tensor.name, 0) + bad
         self.writer.write_bytes(tensor.name, result.data, start=start)
+
+    def _exact(self, tensor: TensorPlan) -> bool:
+        """Whether it stays as it is, but is stored in a dtype that float32 cannot hold."""
+        return (
+            tensor.dtype == "F64"
+            and tensor.union is None
+            and self.plan.spec(tensor.sources[0]).dtype == "F64"
+            and METHODS[tensor.method].keeps(tensor.parameters)
+        )
 
     def _copy(self, tensor: TensorPlan) -> None:
         """What is no weight (a mask, position ids) is the first source's."""

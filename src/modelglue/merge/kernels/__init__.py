@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from modelglue.merge.arrays import Array
+from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
 from modelglue.merge.kernels.cuts import Cuts, kept, magnitude_cuts, magnitudes_cut
 from modelglue.merge.kernels.dispatch import backend
@@ -56,19 +56,14 @@ def gram(whole: Whole, *, of: Of) -> np.ndarray:
     return total
 
 
-def row_grams(whole: Whole, *, of: Of) -> np.ndarray:
-    """The same for each row (along the last dimension): [rows, n, n] or [rows, n + 1, n + 1]."""
+def row_grams(chunk: Chunk, *, of: Of) -> np.ndarray:
+    """The same for each row (along the last dimension) of a chunk of whole rows.
 
-    def part(chunk: Chunk) -> tuple[int, np.ndarray]:
-        return chunk.start // max(chunk.width, 1), backend(chunk).row_grams(chunk, of)
-
-    parts = whole.map(part)
-    width = max(whole.shape[-1] if whole.shape else 1, 1)
-    side = whole.n + (of == "all")
-    total = np.zeros((max(whole.numel // width, 1), side, side))
-    for first, grams in parts:
-        total[first : first + len(grams)] += grams
-    return total
+    Returns:
+        [rows, n, n]; [rows, n + 1, n + 1] for "all".
+    """
+    found: np.ndarray = backend(chunk).row_grams(chunk, of)
+    return found
 
 
 def task_vector_sum(
@@ -103,6 +98,22 @@ def task_vector_sum(
     Returns:
         [k]; non-finite wherever an input is.
     """
+    if random is not None and (parts := _one_key_each(chunk)):
+        merged = [
+            task_vector_sum(
+                part,
+                weights=weights,
+                scale=scale,
+                keep=keep,
+                drop=drop,
+                random=random,
+                rescale=rescale,
+                consensus=consensus,
+                normalize=normalize,
+            )
+            for part in parts
+        ]
+        return namespace(chunk.models).concatenate(merged)
     return backend(chunk).task_vector_sum(
         chunk,
         weights=np.asarray(weights, np.float32),
@@ -124,4 +135,17 @@ def uniform(chunk: Chunk, model: int) -> Array:
     Returns:
         [k] integers from 0 to 2³² − 1: uint32 for numpy, int64 for torch.
     """
+    if parts := _one_key_each(chunk):
+        drawn = [backend(part).uniform(part, model) for part in parts]
+        return namespace(chunk.models).concatenate(drawn)
     return backend(chunk).uniform(chunk, model)
+
+
+def _one_key_each(chunk: Chunk) -> list[Chunk]:
+    """The parts before and from a multiple of 2³² on, where draws take another key.
+
+    None for nearly every chunk: it has no such place within.
+    """
+    count = chunk.models.shape[1]
+    border = -chunk.start % 2**32
+    return [chunk.part(0, border), chunk.part(border, count)] if 0 < border < count else []

@@ -23,21 +23,21 @@ def weighted_sum(chunk: Chunk, weights: np.ndarray, base_weight: float) -> np.nd
 
 def gram(chunk: Chunk, of: str) -> np.ndarray:
     """[m, m] float64 of one chunk."""
-    total: np.ndarray = _grams(chunk, of, width=max(chunk.models.shape[1], 1), first=0)[0]
+    total: np.ndarray = _grams(chunk, of, width=chunk.models.shape[1])[0]
     return total
 
 
 def row_grams(chunk: Chunk, of: str) -> np.ndarray:
-    """[rows, m, m] float64: of the rows that the chunk touches, the first perhaps in part."""
-    return _grams(chunk, of, width=max(chunk.width, 1), first=chunk.start % max(chunk.width, 1))
+    """[rows, m, m] float64 of a chunk of whole rows."""
+    return _grams(chunk, of, width=chunk.width)
 
 
-def _grams(chunk: Chunk, of: str, *, width: int, first: int) -> np.ndarray:
+def _grams(chunk: Chunk, of: str, *, width: int) -> np.ndarray:
     n, k = chunk.models.shape
     side = n + 1 if of == "all" else n
-    out = np.zeros((max(-(-(first + k) // width), 1), side, side))
+    out = np.zeros((k // width, side, side))
     base = chunk.base if chunk.base is not None else chunk.models[0]
-    loops.grams(chunk.models, base, of == "deltas", width, first, out)
+    loops.grams(chunk.models, base, of == "deltas", width, 0, out)
     # The loops fill the lower triangle.
     return out + np.tril(out, -1).transpose(0, 2, 1)
 

@@ -31,25 +31,10 @@ def gram(chunk: Chunk, of: str) -> np.ndarray:
 
 
 def row_grams(chunk: Chunk, of: str) -> np.ndarray:
-    """[rows, m, m] float64: of the rows that the chunk touches, the first perhaps in part."""
-    width = max(chunk.width, 1)
-    first = chunk.start % width
-    rows = _vectors(chunk, of)
-    pieces = []
-    start, k = 0, rows.shape[1]
-    if first:
-        start = min(k, width - first)
-        pieces.append((rows[:, :start] @ rows[:, :start].T)[None])
-    whole = (k - start) // width * width
-    if whole:
-        block = rows[:, start : start + whole].reshape(len(rows), -1, width).transpose(0, 1)
-        pieces.append(block @ block.transpose(1, 2))
-    if start + whole < k:
-        rest = rows[:, start + whole :]
-        pieces.append((rest @ rest.T)[None])
-    if not pieces:
-        pieces.append(torch.zeros((1, len(rows), len(rows)), dtype=torch.float64))
-    return torch.cat(pieces).cpu().numpy()
+    """[rows, m, m] float64 of a chunk of whole rows."""
+    vectors = _vectors(chunk, of)
+    rows = vectors.reshape(len(vectors), -1, chunk.width).transpose(0, 1)
+    return (rows @ rows.transpose(1, 2)).cpu().numpy()
 
 
 def _vectors(chunk: Chunk, of: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from modelglue.errors import MergeError
 from modelglue.merge.arrays import Array, like, namespace
 from modelglue.merge.chunk import Chunk, Whole
 from modelglue.merge.geometry import places
@@ -28,10 +27,6 @@ def _measure(whole: Whole, /) -> Measured:
 def _divergence(chunk: Chunk) -> np.ndarray:
     """KL(softmax(θ) ‖ softmax(θ₀)) of each row: [rows] float32."""
     xp = namespace(chunk.models)
-    if chunk.models.shape[1] % max(chunk.width, 1):
-        raise MergeError(
-            f"a row of {chunk.width} entries is longer than a chunk, and arcee_fusion takes rows"
-        )
     p, q = (
         _softmax(xp.asarray(array, dtype=xp.float64).reshape(-1, chunk.width)) + 1e-8
         for array in (chunk.fp32[0], chunk.fp32_base)
@@ -47,7 +42,7 @@ def _softmax(rows: Array) -> Array:
 
 
 def _importance(chunk: Chunk, rows: np.ndarray) -> Array:
-    row = places(chunk) // max(chunk.width, 1)
+    row = places(chunk) // chunk.width
     return abs(chunk.deltas[0]) * like(rows[row], chunk.models)
 
 
@@ -57,6 +52,7 @@ def _importance(chunk: Chunk, rows: np.ndarray) -> Array:
     base="required",
     models=(1, 1),
     measure=_measure,
+    rows=lambda parameters: True,
 )
 def arcee_fusion(chunk: Chunk, measured: Measured, /) -> Array:
     """Take over the entries of the other model whose change is important, leave the base's.

@@ -19,16 +19,7 @@ from modelglue.merge.sparsity import Trim, without_outliers
 
 
 def _trim(
-    whole: Whole,
-    /,
-    *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    gamma: tuple[float, ...],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
-    int8_mask: bool,
+    whole: Whole, /, *, density: tuple[float, ...], gamma: tuple[float, ...], rescale: bool
 ) -> Trim:
     return without_outliers(whole, density, gamma, rescale=rescale)
 

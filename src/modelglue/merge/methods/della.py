@@ -38,6 +38,7 @@ from modelglue.merge.sparsity import consensus_sum, drawn_by_rank
     },
     base="required",
     check=all_of(refuse_zero_sum, refuse_wide_epsilon),
+    rows=lambda parameters: True,
 )
 def della(
     chunk: Chunk,

@@ -33,6 +33,7 @@ from modelglue.merge.sparsity import drawn_by_rank
     laws={Law.HOMOGENEOUS, Law.TRANSLATION_EQUIVARIANT, Law.ANCHORED},
     base="required",
     check=all_of(refuse_zero_sum, refuse_wide_epsilon),
+    rows=lambda parameters: True,
 )
 def della_linear(
     chunk: Chunk,

@@ -4,21 +4,25 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import NOISE, cosines, places, rows_sum
-from modelglue.merge.kernels import gram, row_grams, weighted_sum
+from modelglue.merge.geometry import NOISE, combine_rows, cosines
+from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
 
-def _ratios(whole: Whole, /, *, filter_wise: bool) -> np.ndarray:
-    """t of the tensor [1], or of each row."""
-    products = row_grams(whole, of="deltas") if filter_wise else gram(whole, of="deltas")[None]
-    n = whole.n
+def _shares(products: np.ndarray) -> np.ndarray:
+    """What each of n models and the base counts: [m, n + 1], of dot products [m, n, n]."""
+    n = products.shape[-1]
     pairs = np.triu_indices(n, 1)
     cosine = cosines(products)[:, pairs[0], pairs[1]].mean(axis=1)
     total = 1 + (n - 1) * cosine
     singular = abs(total) <= n * NOISE
-    ratios: np.ndarray = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
-    return ratios
+    t = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
+    return np.stack([*[t / n] * n, 1 - t], axis=-1)
+
+
+def _measure(whole: Whole, /) -> np.ndarray:
+    found: np.ndarray = _shares(gram(whole, of="deltas")[None])[0]
+    return found
 
 
 @merge_method(
@@ -26,9 +30,11 @@ def _ratios(whole: Whole, /, *, filter_wise: bool) -> np.ndarray:
     laws=set(Law) - {Law.ELEMENTWISE},
     base="required",
     models=(2, None),
-    measure=_ratios,
+    measure=_measure,
+    scope=lambda parameters: "chunk" if parameters["filter_wise"] else "tensor",
+    rows=lambda parameters: bool(parameters["filter_wise"]),
 )
-def model_stock(chunk: Chunk, measured: np.ndarray, /, *, filter_wise: bool) -> Array:
+def model_stock(chunk: Chunk, measured: np.ndarray | None, /, *, filter_wise: bool) -> Array:
     """Go from the base towards the models' mean, by the angle between task vectors (2403.19522).
 
     With cos θ the mean cosine over all pairs of τᵢ = θᵢ − θ₀ and t = N·cos θ / (1 + (N−1)·cos θ),
@@ -42,9 +48,7 @@ def model_stock(chunk: Chunk, measured: np.ndarray, /, *, filter_wise: bool) -> 
     cosines of short task vectors (norms of a layer barely trained) come out too small; here every
     cosine is exact, and 0 only with a task vector of 0.
     """
-    n = chunk.n
-    if len(measured) == 1:
-        t = measured[0]
-        return weighted_sum(chunk, [t / n] * n, 1 - t)
-    shares = np.stack([*[measured / n] * n, 1 - measured], axis=-1)
-    return rows_sum(chunk, shares, places(chunk) // max(chunk.width, 1))
+    if measured is None:
+        return combine_rows(chunk, "deltas", _shares)
+    *shares, rest = measured.tolist()
+    return weighted_sum(chunk, shares, rest)

@@ -7,7 +7,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import NOISE, has_base, norms
+from modelglue.merge.geometry import NOISE, norms
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Law, Parameter, merge_method
@@ -25,7 +25,7 @@ def _coefficients(
 ) -> np.ndarray:
     if whole.n == 1:
         return np.ones(1)
-    products = gram(whole, of="deltas" if has_base(whole) else "models")
+    products = gram(whole, of="deltas" if whole.has_base else "models")
     weights = np.asarray(weight) / (sum(weight) if normalize_weights else 1.0)
     lengths = norms(products)
     mean = np.where(lengths == 0, 0, weights / np.where(lengths == 0, 1, lengths))

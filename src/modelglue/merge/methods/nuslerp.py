@@ -1,45 +1,56 @@
 """NuSLERP: spherical interpolation of two models or task vectors, by tensor, row or column."""
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import numpy as np
 
 from modelglue.merge.arrays import Array, namespace
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import great_circle, has_base, parallel, places, rows_sum
-from modelglue.merge.kernels import gram, row_grams, weighted_sum
+from modelglue.merge.geometry import (
+    combine_rows,
+    great_circle,
+    parallel,
+    places,
+    spread_sum,
+)
+from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.kernels.dispatch import backend
 from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Law, Parameter, merge_method
 from modelglue.merge.parameters import WEIGHT
 
-Measured = tuple[np.ndarray, int]
+
+def _by_row(parameters: Mapping[str, Any], /) -> bool:
+    return not parameters["nuslerp_flatten"] and not parameters["nuslerp_row_wise"]
 
 
-def _coefficients(
+def _measure(
     whole: Whole, /, *, weight: tuple[float, ...], nuslerp_flatten: bool, nuslerp_row_wise: bool
-) -> Measured:
-    """Coefficients [m, 2] (with a base [m, 3]), and how many entries in turn share a set."""
-    base = has_base(whole)
-    stride = 1
+) -> np.ndarray:
+    """Coefficients [1, 2] of the tensor, or [columns, 2]; with a base [.., 3]."""
     if nuslerp_flatten:
-        products = gram(whole, of="deltas" if base else "models")[None]
-    elif nuslerp_row_wise:
-        products = _column_grams(whole, base=base)
+        products = gram(whole, of="deltas" if whole.has_base else "models")[None]
     else:
-        products = row_grams(whole, of="deltas" if base else "models")
-        stride = whole.shape[-1] if whole.shape else 1
+        products = _column_grams(whole)
+    return _coefficients(products, weight, base=whole.has_base)
+
+
+def _coefficients(products: np.ndarray, weight: tuple[float, ...], *, base: bool) -> np.ndarray:
+    """[m, 2] of dot products [m, 2, 2]; with a base [m, 3]."""
     t = 0.5 if cancel(weight) else weight[1] / sum(weight)
     found = great_circle(products, t, linear_if=parallel(products))
-    if base:
-        found = np.concatenate([found, 1 - found.sum(axis=-1, keepdims=True)], axis=-1)
-    return found, stride
+    return (
+        np.concatenate([found, 1 - found.sum(axis=-1, keepdims=True)], axis=-1) if base else found
+    )
 
 
-def _column_grams(whole: Whole, *, base: bool) -> np.ndarray:
+def _column_grams(whole: Whole) -> np.ndarray:
     """Dot products along the tensor's first dimension: [columns, 2, 2]."""
     columns = whole.numel // whole.shape[0] if whole.shape else 1
 
     def part(chunk: Chunk) -> np.ndarray:
-        models = chunk.deltas if base else chunk.fp32
+        models = chunk.deltas if whole.has_base else chunk.fp32
         xp = namespace(models)
         a, b = xp.asarray(models, dtype=xp.float64)
         lead = chunk.start % columns
@@ -71,11 +82,13 @@ def _column_grams(whole: Whole, *, base: bool) -> np.ndarray:
     laws={Law.IDEMPOTENT, Law.PERMUTATION_INVARIANT, Law.HOMOGENEOUS, Law.ANCHORED},
     base="optional",
     models=(2, 2),
-    measure=_coefficients,
+    measure=_measure,
+    scope=lambda parameters: "chunk" if _by_row(parameters) else "tensor",
+    rows=_by_row,
 )
 def nuslerp(
     chunk: Chunk,
-    measured: Measured,
+    measured: np.ndarray | None,
     /,
     *,
     weight: tuple[float, ...],
@@ -97,8 +110,11 @@ def nuslerp(
     (mergekit takes a right angle); angles are taken in float64; `weight` is 1 where nothing is said
     (mergekit refuses).
     """
-    coefficients, stride = measured
-    if len(coefficients) == 1:
-        found = coefficients[0]
-        return weighted_sum(chunk, found[:2], found[2] if len(found) > 2 else 0.0)
-    return rows_sum(chunk, coefficients, places(chunk) // stride % len(coefficients))
+    base = chunk.base is not None
+    if measured is None:
+        of: Literal["models", "deltas"] = "deltas" if base else "models"
+        return combine_rows(chunk, of, lambda rows: _coefficients(rows, weight, base=base))
+    if len(measured) == 1:
+        *shares, rest = measured[0].tolist() if base else (*measured[0].tolist(), 0.0)
+        return weighted_sum(chunk, shares, rest)
+    return spread_sum(chunk, measured, places(chunk) % len(measured))

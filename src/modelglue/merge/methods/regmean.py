@@ -1,68 +1,108 @@
 """RegMean: the matrix whose outputs are nearest to all models' on their texts (2212.09849)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modelglue.errors import MergeError
-from modelglue.merge.arrays import Array, namespace
+from modelglue.merge.arrays import Array, floats
 from modelglue.merge.chunk import Chunk, Rows, Whole
 from modelglue.merge.kernels import weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 from modelglue.merge.parameters import STATISTICS, WEIGHT, refuse_no_weight
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 RIDGE = 1e-6
 """Of the mean diagonal entry: inputs that no text has excited fall back to the weighted mean."""
 
 _BLOCK = 1 << 20
-"""Entries of a Gram matrix that are in memory at a time."""
+"""Entries of a Gram matrix that are read at a time."""
+
+_ONE = threading.Lock()
+"""One matrix is solved for at a time: each takes far more memory than chunks, and all cores."""
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What all chunks of one matrix share.
-
-    Attributes:
-        inverse: of ΣλᵢGᵢ: [in, in] float64.
-        ridge: what was added to each Gᵢ's diagonal.
-        grams: the Gᵢ, read row block by row block.
-    """
-
-    inverse: np.ndarray
-    ridge: float
-    grams: Sequence[Rows]
-
-
-def _factor(whole: Whole, /, *, weight: tuple[float, ...], alpha: float) -> Factor | None:
+def _measure(whole: Whole, /, *, weight: tuple[float, ...], alpha: float) -> Array | None:
+    """The whole result, [numel] float32; None where there are no statistics."""
     if len(whole.shape) != 2 or len(whole.statistics) != whole.n:
         return None
+    with _ONE:
+        return _solve(whole, weight, alpha)
+
+
+def _solve(whole: Whole, weight: tuple[float, ...], alpha: float) -> Array:
+    import torch
+
+    example = whole.chunk(0).models
+    device = "cpu" if isinstance(example, np.ndarray) else example.device
     size = whole.shape[1]
-    total = np.zeros((size, size))
-    for factor, gram in zip(weight, whole.statistics, strict=True):
+    step = max(1, _BLOCK // size)
+    total = torch.zeros((size, size), dtype=torch.float64, device=device)
+    moved = torch.zeros(whole.shape, dtype=torch.float64, device=device)
+    own = torch.empty(whole.shape, device=device)
+    for model, (factor, gram) in enumerate(zip(weight, whole.statistics, strict=True)):
         if gram.shape != (size, size):
             raise MergeError(f"a Gram matrix is {list(gram.shape)}, its tensor has {size} inputs")
-        for start, stop in _blocks(size):
-            total[start:stop] += factor * _shrunk(gram, start, stop, alpha, 0.0)
-    excited = float(np.trace(total)) / size
+        _gather(whole, model, own)
+        for start in range(0, size, step):
+            block = _shrunk(gram, start, min(start + step, size), alpha).to(device)
+            total[start : start + step].add_(block, alpha=factor)
+            moved.addmm_(own[:, start : start + step].double(), block, alpha=factor)
+    excited = float(total.trace()) / size
     ridge = (RIDGE * excited if excited else 1.0) / sum(weight)
-    total[np.diag_indices(size)] += ridge * sum(weight)
-    return Factor(np.linalg.inv(total), ridge, whole.statistics)
+    total.diagonal().add_(ridge * sum(weight))
+    _add_models(whole, [ridge * factor for factor in weight], moved)
+    triangle, failed = torch.linalg.cholesky_ex(total)
+    if failed and total.isfinite().all():
+        raise MergeError("statistics are no Gram matrices: their sum has negative eigenvalues")
+    del total
+    for rows in range(0, len(own), step):
+        some = slice(rows, rows + step)
+        own[some] = torch.cholesky_solve(moved[some].T, triangle).T
+    return own.view(-1).numpy() if isinstance(example, np.ndarray) else own.view(-1)
 
 
-def _blocks(size: int) -> list[tuple[int, int]]:
-    step = max(1, _BLOCK // size)
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
+def _gather(whole: Whole, model: int, out: Tensor) -> None:
+    """One model's whole matrix."""
+    import torch
+
+    flat = out.view(-1)
+
+    def put(chunk: Chunk) -> None:
+        part = torch.as_tensor(floats(chunk.models[model]))
+        flat[chunk.start : chunk.start + len(part)] = part
+
+    whole.map(put)
 
 
-def _shrunk(gram: Rows, start: int, stop: int, alpha: float, ridge: float) -> np.ndarray:
+def _add_models(whole: Whole, factors: list[float], out: Tensor) -> None:
+    """Add Σ factorᵢ·Wᵢ."""
+    import torch
+
+    flat = out.view(-1)
+
+    def add(chunk: Chunk) -> None:
+        for factor, theta in zip(factors, chunk.models, strict=True):
+            part = torch.as_tensor(floats(theta))
+            flat[chunk.start : chunk.start + len(part)].add_(part, alpha=factor)
+
+    whole.map(add)
+
+
+def _shrunk(gram: Rows, start: int, stop: int, alpha: float) -> Tensor:
     """Rows of a Gram matrix, what is off the diagonal × alpha: float64."""
-    rows = gram.read(start, stop)
-    block = np.array(rows if isinstance(rows, np.ndarray) else rows.cpu().numpy(), np.float64)
-    own = np.arange(stop - start), np.arange(start, stop)
-    diagonal = block[own] + ridge
-    block *= alpha
-    block[own] = diagonal
+    import torch
+
+    block = torch.as_tensor(gram.read(start, stop)).double()
+    diagonal = block[:, start:stop].diagonal().clone()
+    block.mul_(alpha)
+    block[:, start:stop].diagonal().copy_(diagonal)
     return block
 
 
@@ -76,11 +116,11 @@ def _shrunk(gram: Rows, start: int, stop: int, alpha: float, ridge: float) -> np
     ),
     laws=set(Law) - {Law.ELEMENTWISE},
     statistics="gram",
-    measure=_factor,
+    measure=_measure,
     check=refuse_no_weight,
 )
 def regmean(
-    chunk: Chunk, measured: Factor | None, /, *, weight: tuple[float, ...], alpha: float
+    chunk: Chunk, measured: Array | None, /, *, weight: tuple[float, ...], alpha: float
 ) -> Array:
     """Solve for the matrix that imitates all: (Σλᵢ WᵢGᵢ)(ΣλᵢGᵢ)⁻¹ (arXiv 2212.09849).
 
@@ -90,26 +130,10 @@ def regmean(
     conditioned; 1e-6 of the mean diagonal entry is added to each, so that inputs that never occur
     get the weighted mean. Matrices without statistics, and all other tensors, get it too.
 
-    Memory: 16·in² bytes while ΣλᵢGᵢ is inverted, 8·in² afterwards; the Gᵢ are read in blocks, anew
-    for every chunk.
+    Memory: the result is solved for at once, one matrix at a time, by a Cholesky factor of ΣλᵢGᵢ:
+    16·in² + 12·out·in bytes, and then 4·out·in until all is written. Each Gᵢ is read once, in
+    blocks of rows.
     """
     if measured is None:
         return weighted_sum(chunk, [w / sum(weight) for w in weight])
-    size = len(measured.inverse)
-    if chunk.models.shape[1] % size:
-        raise MergeError(f"a row of {size} entries is longer than a chunk, and regmean takes rows")
-    xp = namespace(chunk.models)
-    models = xp.asarray(chunk.fp32, dtype=xp.float64).reshape(chunk.n, -1, size)
-    moved = models[0] * 0
-    for factor, matrix, gram in zip(weight, models, measured.grams, strict=True):
-        for start, stop in _blocks(size):
-            block = _shrunk(gram, start, stop, alpha, measured.ridge)
-            moved = moved + matrix[:, start:stop] @ (factor * _beside(block, matrix))
-    return xp.asarray(moved @ _beside(measured.inverse, moved), dtype=xp.float32).reshape(-1)
-
-
-def _beside(values: np.ndarray, array: Array) -> Array:
-    """The same numbers in float64, in `array`'s library and on its device."""
-    if isinstance(array, np.ndarray):
-        return values
-    return namespace(array).as_tensor(values, device=array.device)
+    return measured[chunk.start : chunk.start + chunk.models.shape[1]]

@@ -12,7 +12,7 @@ from modelglue.merge.sparsity import agreeing
 Measured = tuple[tuple[int, int] | None, tuple[float, ...]]
 
 
-def _measure(whole: Whole, /, *, select_topk: float, int8_mask: bool) -> Measured:
+def _measure(whole: Whole, /, *, select_topk: float) -> Measured:
     """The cut in variance, and each model's share."""
     cut = None
     if select_topk < 1:

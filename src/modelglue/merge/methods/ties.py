@@ -17,18 +17,7 @@ from modelglue.merge.parameters import (
 from modelglue.merge.sparsity import Trim, trim_to
 
 
-def _trim(
-    whole: Whole,
-    /,
-    *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
-    int8_mask: bool,
-    trim: str,
-) -> Trim:
+def _trim(whole: Whole, /, *, density: tuple[float, ...], rescale: bool) -> Trim:
     counts = [max(1, int(d * whole.numel)) if d else 0 for d in density]
     return trim_to(whole, counts, rescale=rescale)
 

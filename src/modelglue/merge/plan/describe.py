@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _LOOPS = 16 << 20
 """What the compiled loops and the interpreter take beside buffers."""
 
+_BLOCKS = 64 << 20
+"""What linear algebra takes beside its matrices."""
+
 # One loop from the stored values to the result. What others hold beside it is not known.
 _FUSED = frozenset(
     "linear task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties slerp fisher "
@@ -53,26 +56,34 @@ def measured(plan: MergePlan) -> str | None:
 
     Such a pass reads its sources once more, mostly from the page cache.
     """
-    scopes = {
-        METHODS[tensor.method].scope(tensor.parameters)
+    reaches = {
+        METHODS[tensor.method].reach(tensor.parameters)
         for tensor in plan.tensors
-        if METHODS[tensor.method].measure is not None and not tensor.copied
+        if not tensor.copied
     }
-    return "model" if "model" in scopes else "tensor" if scopes else None
+    return "model" if "model" in reaches else "tensor" if "tensor" in reaches else None
 
 
 def memory(plan: MergePlan, *, threads: int) -> int:
     """About the most bytes that a merge on the CPU allocates, whatever the size of the models.
 
     Counted: in each thread a chunk of every source as it is read, the result as float32 and as it
-    is written, what a first pass collects of each model, `regmean`'s matrices while one is
-    inverted; and 16 MiB for compiled loops. Not counted: the interpreter with its libraries as it
+    is written, what a first pass collects of each model; `regmean`'s matrices while one is solved
+    for; and 16 MiB for compiled loops. Not counted: the interpreter with its libraries as it
     stands before the merge (about 40 MB), the plan itself (about 1 kB a tensor), and pages of
     files that the system caches. Methods that are not one compiled loop are counted generously.
     """
-    most = max((_entry_bytes(plan, tensor) for tensor in plan.tensors), default=0)
-    inverted = max((_gram_bytes(plan, tensor) for tensor in plan.tensors), default=0)
-    return _LOOPS + threads * (CHUNK * most + inverted)
+    most = max((_chunk_bytes(plan, tensor) for tensor in plan.tensors), default=0)
+    solved = max((_solver_bytes(tensor) for tensor in plan.tensors), default=0)
+    results = max((_solved_bytes(tensor) for tensor in plan.tensors), default=0)
+    return _LOOPS + solved + threads * (most + results)
+
+
+def _chunk_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
+    """Bytes that a thread holds for a chunk of the tensor."""
+    whole_rows = METHODS[tensor.method].rows(tensor.parameters)
+    entries = max(CHUNK, tensor.shape[-1]) if whole_rows and tensor.shape else CHUNK
+    return entries * _entry_bytes(plan, tensor)
 
 
 def _entry_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
@@ -90,17 +101,25 @@ def _entry_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
         total *= 2
     if any(tensor.statistics) and method.statistics == "same":
         total += 4 * len(sources)
-    if method.measure is not None:
+    if method.reach(tensor.parameters) != "chunk":
         total += 2 * len(sources)
     if tensor.method not in _FUSED:
         total += 8 * len(sources) + 40
     return total + 4 + (2 if tensor.dtype in ("BF16", "F16") else 0)
 
 
-def _gram_bytes(plan: MergePlan, tensor: TensorPlan) -> int:
+def _solver_bytes(tensor: TensorPlan) -> int:
+    """What `regmean` takes while it solves for one matrix; one thread at a time does."""
+    if not _solved_bytes(tensor):
+        return 0
+    return 16 * tensor.shape[-1] ** 2 + 2 * _solved_bytes(tensor) + _BLOCKS
+
+
+def _solved_bytes(tensor: TensorPlan) -> int:
+    """The result that a thread of `regmean` holds until it is written."""
     if METHODS[tensor.method].statistics != "gram" or not any(tensor.statistics):
         return 0
-    return 16 * tensor.shape[-1] ** 2
+    return 4 * tensor.numel
 
 
 def _models(plan: MergePlan) -> list[dict[str, Any]]:

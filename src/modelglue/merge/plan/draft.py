@@ -117,19 +117,25 @@ class Draft:
             for model, lost in self._lost(name, rows, groups):
                 matcher.extra(model, lost)
         tensors = tuple(tensor for tensor in found if tensor is not None)
-        scopes = {
-            id(tensor.parameters): tensor.parameters
+        self._refuse_variation(tensors)
+        return tensors
+
+    def _refuse_variation(self, tensors: Sequence[TensorPlan]) -> None:
+        """What is measured over the whole model is measured with one set of values."""
+        together = {
+            id(tensor.parameters): self._method.read_first(tensor.parameters)
             for tensor in tensors
             if self._method.reach(tensor.parameters) == "model"
         }
-        if len(scopes) > 1:
+        first = next(iter(together.values()), {})
+        vary = [name for name in first if any(v[name] != first[name] for v in together.values())]
+        if vary:
             self.problems.append(
                 NotMergeable(
                     f"parameters: {self._method.name} looks at the whole model here, so its "
-                    "parameters cannot vary from tensor to tensor. Set each to one value."
+                    f"{' and '.join(vary)} cannot vary from tensor to tensor. Set it to one value."
                 )
             )
-        return tensors
 
     def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
         """The `config.json` to write."""
