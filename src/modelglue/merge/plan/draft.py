@@ -11,7 +11,7 @@ from modelglue.merge.config.schema import MergeConfig, ModelEntry, same_model
 from modelglue.merge.config.values import Resolver, filters
 from modelglue.merge.plan.heads import Heads
 from modelglue.merge.plan.match import Group, Matcher
-from modelglue.merge.plan.output_config import Origin, output_config
+from modelglue.merge.plan.output_config import Restacked, output_config
 from modelglue.merge.plan.settings import compared
 from modelglue.merge.plan.slices import (
     Layers,
@@ -140,11 +140,13 @@ class Draft:
     def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
         """The `config.json` to write."""
         config: Mapping[str, Any] = self.template.config
+        layers = Layers(self.template.tensors)
         return output_config(
             config if self.vocabulary is None else self.vocabulary.config(config),
             dtypes={tensor.dtype for tensor in tensors if not tensor.copied},
             tied=self._heads.tied,
-            layers=list(self._origins()),
+            stacks=list(self._restacked()),
+            depths={stack: layers.depth(stack) for stack in layers.stacks},
         )
 
     def notes(self, tensors: Sequence[TensorPlan]) -> tuple[str, ...]:
@@ -163,15 +165,15 @@ class Draft:
                 f"{self._config.base_model} is not merged: {self._method.name} has no use for a "
                 "base, which lends its configuration and tokenizer"
             )
+        if self._differences:
+            told = "; ".join(self._differences)
+            found.append(f"the output's config.json is that of {self.template.name}: {told}")
         return (*found, *(self.vocabulary.notes if self.vocabulary is not None else ()))
 
     def _groups(self, name: str) -> list[Group]:
         part = self._config.parts[name]
         found = []
         for group, inputs in zip(part.groups, self._inputs[name], strict=True):
-        if self._differences:
-            told = "; ".join(self._differences)
-            found.append(f"the output's config.json is that of {self.template.name}: {told}")
             levels = [group.parameters, part.parameters, self._config.parameters]
             own = [entry.parameters for entry in inputs.models]
             columns = [self._index[same_model(entry.model)] for entry in inputs.models]
@@ -241,13 +243,21 @@ class Draft:
         first = entry.layer_range[0] if entry.layer_range else 0
         return Stacked(entry.model, self._layers_of(model, name), first)
 
-    def _origins(self) -> Iterator[Origin]:
-        """Which layer of which model each layer of the output has its configuration from."""
+    def _restacked(self) -> Iterator[Restacked]:
+        """The stacks whose layers are taken anew; each layer has its first model's settings."""
         for name, part in self._config.parts.items():
-            for inputs in self._inputs[name] if part.slices else []:
-                entry = inputs.models[0]
-                for layer in range(*(entry.layer_range or (0, 0))):
-                    yield self._checkpoint(entry).config, layer
+            taken = [
+                (self._checkpoint(inputs.models[0]), layer)
+                for inputs in (self._inputs[name] if part.slices else [])
+                for layer in range(*(inputs.models[0].layer_range or (0, 0)))
+            ]
+            if taken:
+                stack = self._layers_of(taken[0][0], name).main or ""
+                kinds = [self._layers_of(model, name).kind(stack, n) for model, n in taken]
+                template = self._layers_of(self.template, name)
+                own = [template.kind(stack, n) for n in range(template.depth(stack))]
+                origins = tuple((model.config, layer) for model, layer in taken)
+                yield Restacked(stack, origins, tuple(kinds), tuple(own))
 
     def _place(self, entry: ModelEntry) -> int | None:
         """Which of the models it is; None for the merge's base, where that is none of them."""

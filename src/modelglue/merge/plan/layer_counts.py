@@ -39,6 +39,15 @@ EVERY = (
 )
 """Each so manyth layer is."""
 
+NUMBERS = (
+    "mlp_only_layers",
+    "cross_attention_layers",
+    "moe_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+)
+"""Lists of the numbers of layers of one kind."""
+
 # A list with an entry a layer, where there is one, says it in the place of these.
 _LISTED = {
     "max_window_layers": ("layer_types",),

@@ -2,24 +2,32 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from modelglue.merge.plan.layer_counts import recounted
-from modelglue.merge.plan.slices import DEPTHS
+from modelglue.errors import NotMergeable
+from modelglue.merge.plan.depths import Path, counted_by
+from modelglue.merge.plan.layer_counts import NUMBERS, Layers, recounted
+from modelglue.merge.plan.layer_kinds import Kind, untold
 
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
-# Lists of numbers of layers.
-_NUMBERS = (
-    "mlp_only_layers",
-    "cross_attention_layers",
-    "moe_layers",
-    "full_attn_idxs",
-    "attn_layer_indices",
-)
 
-Origin = tuple[Mapping[str, Any], int]
-"""(the `config.json` of the model that an output layer comes from, its number there)"""
+@dataclass(frozen=True)
+class Restacked:
+    """The layers of one stack of the output.
+
+    Attributes:
+        stack: what the names of their tensors begin with.
+        layers: where each is from: the `config.json` of its model, and its number there.
+        kinds: what comes after the number in the names of each layer's tensors.
+        own: the same of the template's layers.
+    """
+
+    stack: str
+    layers: tuple[tuple[Mapping[str, Any], int], ...]
+    kinds: tuple[Kind, ...]
+    own: tuple[Kind, ...]
 
 
 def output_config(
@@ -27,7 +35,8 @@ def output_config(
     *,
     dtypes: Iterable[str],
     tied: bool | None = None,
-    layers: Sequence[Origin] = (),
+    stacks: Sequence[Restacked] = (),
+    depths: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The template's configuration as the output needs it.
 
@@ -35,7 +44,11 @@ def output_config(
         template: the configuration to start from.
         dtypes: safetensors names of all floating tensors that are written.
         tied: whether the head is the embedding; None where that is as in the template.
-        layers: where each layer of the output comes from; empty where layers are as they were.
+        stacks: whose layers are not as they were.
+        depths: the number of layers of every stack of the template.
+
+    Raises:
+        NotMergeable: what a configuration would have to say of the layers cannot be said.
     """
     config = copy.deepcopy(dict(template))
     written = set(dtypes)
@@ -49,10 +62,44 @@ def output_config(
         for section in _sections(config):
             if "tie_word_embeddings" in section:
                 section["tie_word_embeddings"] = tied
-    if layers:
-        for name, section in _named_sections(config):
-            origins = [(_section(origin, name), number) for origin, number in layers]
-            stack(section, origins)
+    for restacked in stacks:
+        _restack(config, template, restacked, depths or {})
+    return config
+
+
+def _restack(
+    config: dict[str, Any],
+    template: Mapping[str, Any],
+    restacked: Restacked,
+    depths: Mapping[str, int],
+) -> None:
+    places = counted_by(template, restacked.stack, depths)
+    if not places and len(depths) > 1 and len(restacked.layers) != depths.get(restacked.stack):
+        raise NotMergeable(
+            f"slices: no key of config.json counts the layers of {restacked.stack}0…, so that "
+            "there cannot be more or fewer of them"
+        )
+    for path, keys in places.items():
+        section = _inner(config, path)
+        origins = [(_inner(origin, path), number) for origin, number in restacked.layers]
+        stack(section, origins, keys)
+    path, (key, *_) = next(reversed(places.items()), ((), [""]))
+    before, after = _inner(template, path), _inner(config, path)
+    origins = [(_inner(origin, path), number) for origin, number in restacked.layers]
+    number = untold(after, origins, restacked.kinds, before, restacked.own, key)
+    if number is not None:
+        raise NotMergeable(
+            f"slices: layer {number} of the output ({restacked.stack}{number}…, layer "
+            f"{restacked.layers[number][1]} of its model) is of another kind than config.json can "
+            "tell of that place. Take whole runs that keep the order of the kinds."
+        )
+
+
+def _inner(config: Any, path: Path) -> Any:
+    for key in path:
+        config = config.get(key)
+        if not isinstance(config, Mapping):
+            return {}
     return config
 
 
@@ -66,26 +113,23 @@ def _sections(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [section for _, section in _named_sections(config)]
 
 
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = config.get(name) if name else config
-    return section if isinstance(section, Mapping) else {}
-
-
-def stack(section: dict[str, Any], layers: Sequence[Origin]) -> None:
+def stack(section: dict[str, Any], layers: Layers, keys: Sequence[str]) -> None:
     """Set the number of layers, what counts layers, and every list that has an entry a layer.
+
+    Args:
+        section: of the configuration.
+        layers: (the section of its model's configuration, its number there) of every layer.
+        keys: which count them; all hold the same number.
 
     Raises:
         NotMergeable: the order of the layers is none that a key can say.
     """
-    key = next((key for key in DEPTHS if isinstance(section.get(key), int)), None)
-    if key is None:
-        return
-    before, depth = dict(section), section[key]
-    section[key] = len(layers)
+    before, depth = dict(section), section[keys[0]]
+    section.update(dict.fromkeys(keys, len(layers)))
     for name, value in before.items():
         if not isinstance(value, list):
             continue
-        if name in _NUMBERS:
+        if name in NUMBERS:
             section[name] = [
                 number
                 for number, (origin, layer) in enumerate(layers)
@@ -93,7 +137,7 @@ def stack(section: dict[str, Any], layers: Sequence[Origin]) -> None:
             ]
         elif len(value) == depth and ("layer" in name or "block" in name or "pattern" in name):
             section[name] = [_entry(origin, name, layer, value) for origin, layer in layers]
-    section.update(recounted(before, layers, key))
+    section.update(recounted(before, layers, keys[0]))
 
 
 def _entry(origin: Mapping[str, Any], name: str, layer: int, fallback: list[Any]) -> Any:

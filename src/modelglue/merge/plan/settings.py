@@ -22,7 +22,8 @@ def compared(
     Returns:
         (what changes the meaning of entries, what else differs), a sentence each.
     """
-    crimes, others = [], []
+    crimes: list[str] = []
+    others: list[str] = []
     for model in models:
         if model is template:
             continue

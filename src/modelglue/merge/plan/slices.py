@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from modelglue.checkpoint.naming import split_layer
+from modelglue.checkpoint.naming import is_buffer, split_layer
 from modelglue.errors import InputError, NotMergeable
 
 # What comes before the first layer; all else that is in no layer comes after the last.
@@ -70,7 +70,12 @@ class Layers:
 
     def depth(self, before: str) -> int:
         """The number of layers of a stack."""
-        return max(self.stacks[before], default=-1) + 1
+        return max(self.stacks.get(before, {}), default=-1) + 1
+
+    def kind(self, before: str, layer: int) -> frozenset[str]:
+        """What the tensors of a layer are called after its number, but for buffers."""
+        rest = self.stacks.get(before, {}).get(layer, ())
+        return frozenset(after for after in rest if not is_buffer(f"{before}{layer}{after}"))
 
     def t(self, name: str) -> float:
         """How far along its stack a tensor is; 0 outside of layers."""
