@@ -1,6 +1,7 @@
 """What every merge method owes whoever runs it, laws or no laws."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,11 @@ def test_inputs_on_one_line_give_nothing_larger_than_they_are(
     """Opposite directions: what divides by a sine, a sum of signs or a length must know 0."""
     for sample in samples(method, 10, shape):
         lengths = [1.0, -1.37, 0.37][: len(sample.tensors)]
-        opposite = np.stack([np.float32(r) * sample.tensors[0] for r in lengths])
+        exact = np.stack([np.float32(r) * sample.tensors[0] for r in lengths])
+        rounded = torch.from_numpy(exact).bfloat16().float().numpy()
         base = None if sample.base is None else 0 * sample.base
         convert = np.asarray if library == "numpy" else torch.from_numpy
-        for values in variants(method, len(opposite)):
+        for opposite, values in product([exact, rounded], variants(method, len(exact))):
             whole = sample.but(opposite, base).whole(InMemory, convert, values, 1 << 19)
             merged = run(method, whole, values)
             assert abs(merged).max() < 10 * abs(opposite).max()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from modelglue.merge.method import METHODS
 
@@ -205,6 +206,8 @@ def test_a_mean_direction_that_cancels_is_told_from_noise(method: str, length: f
     # Opposite directions, of lengths that leave rounding in their dot products.
     for shape in [(1,), (64,), (64, 512)]:
         a = numbers(*shape)
-        pair = np.stack([a, np.float32(-length) * a])
-        expected = {"karcher": a * (1 + length) / 2, "multislerp": a * (1 - length) / 2}
-        assert np.allclose(METHODS[method](pair), expected[method], atol=1e-5)
+        for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+            pair = torch.from_numpy(np.stack([a, np.float32(-length) * a])).to(dtype)
+            expected = {"karcher": a * (1 + length) / 2, "multislerp": a * (1 - length) / 2}
+            merged = METHODS[method](pair).float()
+            assert np.allclose(merged, expected[method], atol=error)

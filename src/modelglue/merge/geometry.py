@@ -14,12 +14,12 @@ from modelglue.merge.arrays import Array, floats, like, namespace
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.kernels import row_grams
 
-NOISE = 1e-6
-"""Cosines as near to ±1 as this are ±1.
+OPPOSITE = 1e-5
+"""Two directions are opposite if 1 + cos Ω is no larger than this.
 
-Dot products are float32 sums of up to a thousand terms, exact to a few 1e-7 of the product of
-lengths. Within this bound the arc between two directions and the straight line differ by 2.5e-7 at
-most, but near 180° sin Ω would be noise to divide by.
+Rounding to bfloat16 turns a direction by about 1e-3, so of two that are opposite 1 + cos Ω ≈ 1e-6
+is left, in float32 1e-15; and there sin Ω, or the length of a mean, is nothing but that rounding.
+Near 0° nothing is divided by the angle alone, and no such bound is needed.
 """
 
 
@@ -40,7 +40,8 @@ def cosines(gram: np.ndarray) -> np.ndarray:
 
 def parallel(gram: np.ndarray) -> np.ndarray:
     """Whether two vectors lie on one line, in one direction or in opposite ones: [...]."""
-    found: np.ndarray = 1 - abs(cosines(gram)[..., 0, 1]) <= NOISE
+    cosine = cosines(gram)[..., 0, 1]
+    found: np.ndarray = (1 - cosine <= 1e-12) | (1 + cosine <= OPPOSITE)
     return found
 
 

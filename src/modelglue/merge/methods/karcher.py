@@ -4,7 +4,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import NOISE, norms
+from modelglue.merge.geometry import OPPOSITE, norms
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
@@ -34,8 +34,8 @@ def _karcher_mean(
         return float(np.sqrt(max(coefficients @ cosines @ coefficients, 0.0)))
 
     points = np.eye(len(share))
-    # Lengths and angles to an antipode are as exact as the root of the products' noise.
-    least = max(tol, np.sqrt(NOISE))
+    # What cancels, and an antipode, are known within the rounding of the models: see `OPPOSITE`.
+    least = max(tol, np.sqrt(OPPOSITE))
     mean = share / norm(share) if norm(share) >= least else points[first]
     for _ in range(int(max_iter)):
         dots = np.clip(cosines @ mean, -1, 1)
@@ -70,7 +70,8 @@ def karcher(chunk: Chunk, measured: np.ndarray, /, *, max_iter: int, tol: float)
 
     All iterations run on the coefficients of the models, from one matrix of dot products.
 
-    Differs from mergekit: float64 throughout; a model at the antipode of the mean gives no step
-    (mergekit divides by sin π); tensors that are all shorter than `tol` give their mean, not 0.
+    Differs from mergekit: float64 throughout; a model at the antipode of the mean (within 0.003)
+    gives no step (mergekit divides by sin π); tensors that are all shorter than `tol` give their
+    mean, not 0.
     """
     return weighted_sum(chunk, measured.tolist())

@@ -4,7 +4,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import NOISE, combine_rows, cosines
+from modelglue.merge.geometry import OPPOSITE, combine_rows, cosines
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
@@ -15,7 +15,7 @@ def _shares(products: np.ndarray) -> np.ndarray:
     pairs = np.triu_indices(n, 1)
     cosine = cosines(products)[:, pairs[0], pairs[1]].mean(axis=1)
     total = 1 + (n - 1) * cosine
-    singular = abs(total) <= n * NOISE
+    singular = abs(total) <= n * OPPOSITE
     t = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
     return np.stack([*[t / n] * n, 1 - t], axis=-1)
 
@@ -41,8 +41,8 @@ def model_stock(chunk: Chunk, measured: np.ndarray | None, /, *, filter_wise: bo
     returns t·mean(θᵢ) + (1−t)·θ₀: task vectors at right angles give the base, parallel ones the
     mean. One angle a tensor, with `filter_wise` one a row (last dimension).
 
-    Where 1 + (N−1)·cos θ = 0 the result is the base. Cosines below 0 make t negative, as the
-    formula has it.
+    Where 1 + (N−1)·cos θ is 0 (at most 1e-5·N) the result is the base. Cosines below 0 make t
+    negative, as the formula has it.
 
     Differs from mergekit: it divides by at least 1e-6 in place of a product of norms, so that
     cosines of short task vectors (norms of a layer barely trained) come out too small; here every

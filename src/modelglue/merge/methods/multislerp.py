@@ -7,7 +7,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import NOISE, norms
+from modelglue.merge.geometry import OPPOSITE, norms
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.kernels.sums import cancel
 from modelglue.merge.method import Law, Parameter, merge_method
@@ -30,8 +30,8 @@ def _coefficients(
     lengths = norms(products)
     mean = np.where(lengths == 0, 0, weights / np.where(lengths == 0, 1, lengths))
     length = np.sqrt(max(mean @ products @ mean, 0.0))
-    # What cancels leaves the noise of the products, of which this is the root.
-    if length <= max(eps, abs(weights).sum() * np.sqrt(NOISE)):
+    # What cancels leaves the rounding of the models: see `OPPOSITE`.
+    if length <= max(eps, abs(weights).sum() * np.sqrt(OPPOSITE)):
         return weights
     scaled: np.ndarray = mean / length * (weights @ lengths)
     return scaled
@@ -68,8 +68,8 @@ def multislerp(
     projected onto the tangent space at m/‖m‖, averaged and projected back; but the projections
     average to 0 at just that point, so that what remains is the formula above.
 
-    Differs from mergekit: directions that cancel (‖m‖ ≤ eps, or ≤ Σ|wᵢ|/1000, which is as exact as
-    dot products in float32 are) give the weighted sum for any number of models; mergekit does so
-    for two below eps and stops for more, even where all task vectors are 0.
+    Differs from mergekit: directions that cancel (‖m‖ ≤ eps or ≤ 0.003·Σ|wᵢ|, which is what
+    bfloat16's rounding leaves) give the weighted sum for any number of models; mergekit does so for
+    two below eps and stops for more, even where all task vectors are 0.
     """
     return weighted_sum(chunk, measured.tolist(), 0.0 if chunk.base is None else 1 - measured.sum())

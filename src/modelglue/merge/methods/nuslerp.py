@@ -100,15 +100,15 @@ def nuslerp(
     With a, b the tensors (or τ₁, τ₂) and t = w₂ / (w₁ + w₂), ½ if the weights sum to 0, returns
     [sin((1−t)Ω)·a + sin(tΩ)·b] / sin Ω (plus θ₀). The angle Ω is that of the whole tensors; with
     `nuslerp_flatten: false` each row (last dimension) has its own, with `nuslerp_row_wise: true`
-    besides each column: what mergekit's code does under that name. Where
-    1 − |cos Ω| ≤ 1e-6 the way is straight, (1−t)·a + t·b.
+    besides each column: what mergekit's code does under that name. Parallel vectors (Ω = 0) and
+    opposite ones (1 + cos Ω ≤ 1e-5) are taken as (1−t)·a + t·b.
 
     Source: mergekit's documentation (C. O. Goddard).
 
-    Differs from mergekit: it goes straight only where 1 − cos² Ω ≤ 1e-16, so that opposite vectors
-    and numbers are divided by what rounding left of sin Ω; where a vector is 0 the way is straight
-    (mergekit takes a right angle); angles are taken in float64; `weight` is 1 where nothing is said
-    (mergekit refuses).
+    Differs from mergekit: it goes straight only where 1 − cos² Ω ≤ 1e-16, so that opposite vectors,
+    single numbers among them, are divided by what rounding left of sin Ω; where a vector is 0 the
+    way is straight (mergekit takes a right angle); angles are taken in float64; `weight` is 1 where
+    nothing is said (mergekit refuses).
     """
     base = chunk.base is not None
     if measured is None:
