@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from modelglue.merge.chunk import Chunk
 from modelglue.merge.kernels import uniform
-from modelglue.merge.kernels.random import tensor_key
+from modelglue.merge.kernels.random import model_keys, tensor_key
 from modelglue.merge.method import METHODS
 
 SHAPES = [(1,), (11,), (13, 9), (2, 5, 6)]
@@ -97,6 +98,19 @@ def test_breadcrumbs(shape: tuple[int, ...], method: str, rescale: bool) -> None
 
     values = {"density": density, "gamma": GAMMA, "rescale": rescale}
     check(method, shape, stays, method.endswith("ties"), normalize=True, **values)
+
+
+@pytest.mark.parametrize("start", [0, 1000, 2**32 - 3, 2**33 - 1, 5 * 2**32])
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_random_bits_are_a_hash_of_the_index(start: int, convert: Any) -> None:
+    chunk = Chunk(convert(np.zeros((2, 6), np.float32)), None, start, 6, tensor_key(3, "name"))
+    for model in range(2):
+        for index, drawn in enumerate(uniform(chunk, model).tolist(), start):
+            key, twist = model_keys(chunk.key, model, index)
+            h = (index % 2**32 * 0x9E3779B9 + key) % 2**32
+            h = ((h ^ (h >> 16)) * 0x7FEB352D % 2**32) ^ twist
+            h = (h ^ (h >> 15)) * 0x846CA68B % 2**32
+            assert drawn == h ^ (h >> 16)
 
 
 def draws(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:

@@ -13,12 +13,15 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from modelglue.merge.kernels.random import FIRST, SECOND, STEP
+
 BLOCK = 1024
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SIGNED_MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _ZERO = np.float32(0)
 _S15, _S16 = np.uint32(15), np.uint32(16)
+_STEP, _FIRST, _SECOND = np.uint32(STEP), np.uint32(FIRST), np.uint32(SECOND)
 
 
 def _compile(function: Any, **options: Any) -> Any:
@@ -196,29 +199,30 @@ def _cut_at(t, limit, above):
 
 
 @_compile
+def _bits(counter, key, twist):
+    """The random bits of one counter; see `random`."""
+    h = np.uint32(np.uint32(counter * _STEP) + key)
+    h = np.uint32(h ^ (h >> _S16))
+    h = np.uint32(np.uint32(h * _FIRST) ^ twist)
+    h = np.uint32(h ^ (h >> _S15))
+    h = np.uint32(h * _SECOND)
+    return np.uint32(h ^ (h >> _S16))
+
+
+@_compile
 def _draw(t, key, twist, counter, limit):
-    """Set to 0 what is not drawn; see `random.draw`."""
+    """Set to 0 what is not drawn."""
     x = t.view(np.uint32)
     for j in range(x.shape[0]):
-        h = np.uint32(np.uint32(counter + np.uint32(j)) * np.uint32(0x9E3779B9) + key)
-        h = np.uint32(h ^ (h >> _S16))
-        h = np.uint32(np.uint32(h * np.uint32(0x7FEB352D)) ^ twist)
-        h = np.uint32(h ^ (h >> _S15))
-        h = np.uint32(h * np.uint32(0x846CA68B))
-        h = np.uint32(h ^ (h >> _S16))
-        x[j] = x[j] if h <= limit else np.uint32(0)
+        drawn = _bits(np.uint32(counter + np.uint32(j)), key, twist) <= limit
+        x[j] = x[j] if drawn else np.uint32(0)
 
 
 @_compile
 def uniform(key, twist, counter, out):
     """The random bits of consecutive entries: [k] uint32."""
     for j in range(out.shape[0]):
-        h = np.uint32(np.uint32(counter + np.uint32(j)) * np.uint32(0x9E3779B9) + key)
-        h = np.uint32(h ^ (h >> _S16))
-        h = np.uint32(np.uint32(h * np.uint32(0x7FEB352D)) ^ twist)
-        h = np.uint32(h ^ (h >> _S15))
-        h = np.uint32(h * np.uint32(0x846CA68B))
-        out[j] = np.uint32(h ^ (h >> _S16))
+        out[j] = _bits(np.uint32(counter + np.uint32(j)), key, twist)
 
 
 @_compile

@@ -1,13 +1,16 @@
 """Counter-based random bits: what an entry draws depends on (seed, tensor, model, index) alone.
 
 Each draw is a 32-bit finaliser in the manner of Murmur3's, with the multipliers that C. Wellons
-found by search (hash-prospector, "lowbias32"), keyed twice. Chunking, threads and devices cannot
-change a bit of it, and entries can be drawn in any order.
+found by search (hash-prospector, "lowbias32"), keyed twice:
+
+    h = index · STEP + key;  h ^= h >> 16;  h = h · FIRST ^ twist;  h ^= h >> 15;  h *= SECOND;
+    h ^= h >> 16
+
+modulo 2³², with (key, twist) from `model_keys`. Chunking, threads and devices cannot change a bit
+of it, and entries can be drawn in any order.
 """
 
 import hashlib
-
-import numpy as np
 
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B
 """The multipliers."""
@@ -31,23 +34,3 @@ def model_keys(key: int, model: int, index: int) -> tuple[int, int]:
 def limit(probability: float) -> int:
     """An entry counts if its bits are at most this; −1 for probability 0."""
     return min(round(probability * 2**32), 2**32) - 1
-
-
-def draw(counter: np.ndarray, keys: tuple[int, int]) -> np.ndarray:
-    """The random bits of counters: the definition, written for clarity.
-
-    Args:
-        counter: [k] uint64, the low 32 bits of flat indices.
-        keys: of `model_keys`.
-
-    Returns:
-        [k] uint32.
-    """
-    mask = np.uint64(0xFFFFFFFF)
-    h = (counter * np.uint64(STEP) + np.uint64(keys[0])) & mask
-    h ^= h >> np.uint64(16)
-    h = (h * np.uint64(FIRST)) & mask
-    h ^= np.uint64(keys[1])
-    h ^= h >> np.uint64(15)
-    h = (h * np.uint64(SECOND)) & mask
-    return (h ^ (h >> np.uint64(16))).astype(np.uint32)
