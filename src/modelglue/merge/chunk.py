@@ -130,6 +130,13 @@ class Whole(Protocol):
         """
         ...
 
+    def walk(self) -> Iterator[Chunk]:
+        """Every chunk, one after the other, for sums that are too large to keep one a chunk.
+
+        They share their memory as those of `map` do.
+        """
+        ...
+
     def chunk(self, index: int) -> Chunk:
         """One chunk again; it shares its memory as those of `map` do."""
         ...

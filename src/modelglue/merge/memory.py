@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,6 +60,10 @@ class InMemory:
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
         return [function(self.read(start, stop)) for start, stop in self.ranges]
+
+    def walk(self) -> Iterator[Chunk]:
+        """Every chunk, in order."""
+        return (self.read(start, stop) for start, stop in self.ranges)
 
     def chunk(self, index: int) -> Chunk:
         """One chunk again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelglue.errors import NonFiniteTensor, NotMergeable, ShapeMismatch
@@ -123,6 +123,10 @@ class _Together:
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk of every tensor; the results in their order."""
         return [found for name in self.offsets for found in self._whole(name).map(function)]
+
+    def walk(self) -> Iterator[Chunk]:
+        """Every chunk of every tensor, in order."""
+        return (chunk for name in self.offsets for chunk in self._whole(name).walk())
 
     def chunk(self, index: int) -> Chunk:
         """One chunk again."""

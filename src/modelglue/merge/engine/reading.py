@@ -7,7 +7,7 @@ becomes float32 as it is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -115,6 +115,10 @@ class TensorReader:
     def map(self, function: Callable[[Chunk], T]) -> list[T]:
         """Apply `function` to every chunk, in order."""
         return [function(self.read(start, stop)) for start, stop in self.ranges]
+
+    def walk(self) -> Iterator[Chunk]:
+        """Every chunk, in order."""
+        return (self.read(start, stop) for start, stop in self.ranges)
 
     def chunk(self, index: int) -> Chunk:
         """One chunk again."""

@@ -1,6 +1,6 @@
 """Measuring a whole model at once: tensors measured alike are one whole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from modelglue.merge.arrays import namespace
@@ -70,6 +70,10 @@ class Model:
         jobs = [job(number) for number in range(len(self._chunks))]
         Crew(self._threads, lambda: Workspace(self._device)).run(jobs)
         return [results[number] for number in range(len(self._chunks))]
+
+    def walk(self) -> Iterator[Chunk]:
+        """Every chunk of every tensor, in order."""
+        return map(self.chunk, range(len(self._chunks)))
 
     def chunk(self, index: int) -> Chunk:
         """One chunk again."""

@@ -48,8 +48,8 @@ def _coefficients(products: np.ndarray, weight: tuple[float, ...], *, base: bool
 def _column_grams(whole: Whole) -> np.ndarray:
     """Dot products along the tensor's first dimension: [columns, 2, 2]."""
     columns = whole.numel // whole.shape[0] if whole.shape else 1
-
-    def part(chunk: Chunk) -> np.ndarray:
+    total = np.zeros((3, columns))
+    for chunk in whole.walk():
         models = chunk.deltas if whole.has_base else chunk.fp32
         xp = namespace(models)
         a, b = xp.asarray(models, dtype=xp.float64)
@@ -58,10 +58,8 @@ def _column_grams(whole: Whole) -> np.ndarray:
         table = xp.zeros((3, size), dtype=xp.float64, device=a.device)
         for line, product in zip(table, (a * a, a * b, b * b), strict=True):
             line[lead : lead + len(a)] = product
-        sums: np.ndarray = backend(chunk).to_numpy(table.reshape(3, -1, columns).sum(1))
-        return sums
-
-    aa, ab, bb = np.sum(whole.map(part), axis=0)
+        total += backend(chunk).to_numpy(table.reshape(3, -1, columns).sum(1))
+    aa, ab, bb = total
     return np.stack([aa, ab, ab, bb], axis=-1).reshape(columns, 2, 2)
 
 
