@@ -11,9 +11,11 @@ from typing import Any
 import hollow
 import numpy as np
 import pytest
+from hollow import llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import (
     CheckpointNotFound,
     InputError,
@@ -23,6 +25,7 @@ from modelglue.errors import (
     UnsupportedCheckpoint,
 )
 from modelglue.merge.config.schema import parse_config
+from modelglue.merge.plan.heads import Heads
 from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan, make_plan
 
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -566,3 +569,120 @@ def test_a_base_that_only_lends_its_configuration_is_compared_as_well(tmp_path: 
     b = hollow.save(tmp_path / "b", **HEADS | {"num_attention_heads": 8})
     with pytest.raises(NotMergeable, match="num_attention_heads: 8 in b, 4 in a"):
         plan_of("linear", models=[str(a)], base_model=str(b))
+
+
+# Problems told once
+
+
+def test_shapes_that_differ_in_every_layer_are_told_once(tmp_path: Path) -> None:
+    wide = {name: (8, 4) if "up_proj" in name else shape for name, shape in llama(4).items()}
+    a, b = hollow.save(tmp_path / "a", 4), hollow.save(tmp_path / "b", wide)
+    with pytest.raises(ShapeMismatch) as caught:
+        plan_of("linear", models=names([a, b]))
+    assert str(caught.value).startswith(
+        f"{UP.format(0)} (and 3 like it): b has [8, 4], a has [6, 4]."
+    )
+
+
+def test_a_stack_that_is_not_clear_is_told_alone_and_what_to_do_about_it(tmp_path: Path) -> None:
+    tensors = {"shared.weight": (8, 4)}
+    for stack in ("encoder", "decoder"):
+        tensors |= {f"{stack}.block.{i}.layer.0.wi.weight": (4, 4) for i in range(4)}
+    model = hollow.save(tmp_path / "t5", tensors, num_layers=4, num_decoder_layers=4)
+    with pytest.raises(NotMergeable) as caught:
+        plan_of("passthrough", slices=[{"sources": [piece(model, 0, 2)]}])
+    assert str(caught.value).startswith("slices: it is not clear which layers of ")
+    assert "modules: {encoder: …, decoder: …}" in str(caught.value)
+
+
+def test_layers_that_a_configuration_cannot_tell_are_told_with_all_else(tmp_path: Path) -> None:
+    a = hollow.save(tmp_path / "a", 4, first_k_dense_replace=2)
+    wide = {name: (8, 4) if "up_proj" in name else shape for name, shape in llama(4).items()}
+    b = hollow.save(tmp_path / "b", wide)
+    runs = [[piece(a, 0, 3), piece(b, 0, 3)], [piece(a, 0, 2), piece(b, 0, 2)]]
+    with pytest.raises(MergeError) as caught:
+        plan_of("linear", slices=[{"sources": run} for run in runs], parameters={"weight": 1})
+    assert "up_proj.weight (and 4 like it): b has [8, 4]" in str(caught.value)
+    assert "first_k_dense_replace is 2" in str(caught.value)
+
+
+def test_a_head_without_a_place_is_refused(tmp_path: Path) -> None:
+    a = Checkpoint.open(hollow.save(tmp_path / "a"))
+    heads = Heads([a], a)
+    assert "lm_head.weight: some models have it" in str(heads.lost(["model.norm.weight"]))
+    assert heads.lost(a.tensors) is None
+
+
+# Statistics that fit
+
+
+def of_kind(path: Path, kind: str, tensors: dict[str, tuple[int, ...]], **config: Any) -> Path:
+    return hollow.save(path, tensors, dtype="F32", kind=kind, **config)
+
+
+def with_statistics(pairs: list[tuple[Path, Path]]) -> list[dict[str, Any]]:
+    return [{"model": str(m), "parameters": {"statistics": str(s)}} for m, s in pairs]
+
+
+def test_statistics_of_another_model_are_refused_where_that_is_known(tmp_path: Path) -> None:
+    a, b = (hollow.save(tmp_path / name, rope_theta=theta) for name, theta in zip("ab", (1.0, 2.0)))
+    time.sleep(0.1)  # younger files are not remembered
+    prints = {model: Checkpoint.open(model).fingerprint() for model in (a, b)}
+    kept = {
+        model: of_kind(tmp_path / f"of-{model.name}", "fisher", llama(2), model=prints[model])
+        for model in (a, b)
+    }
+    plan_of("fisher", models=with_statistics([(a, kept[a]), (b, kept[b])]))
+    with pytest.raises(NotMergeable) as caught:
+        plan_of("fisher", models=with_statistics([(a, kept[b]), (b, kept[a])]))
+    assert "of-b holds the statistics of another model than a" in str(caught.value)
+    assert "of-a holds the statistics of another model than b" in str(caught.value)
+
+
+def test_statistics_of_a_model_that_nobody_has_read_are_noted(tmp_path: Path) -> None:
+    a, b = (hollow.save(tmp_path / name) for name in "ab")
+    kept = [of_kind(tmp_path / f"of-{m}", "fisher", llama(2), model="0" * 64) for m in "ab"]
+    plan = plan_of("fisher", models=with_statistics([(a, kept[0]), (b, kept[1])]))
+    assert [note for note in plan.notes if "of-a holds the statistics of a is not checked" in note]
+
+
+def test_statistics_of_the_wrong_kind_are_told_once_each(tmp_path: Path, zoo: list[Path]) -> None:
+    grams = {name: (s[-1], s[-1]) for name, s in llama(4).items() if len(s) == 2}
+    kept = [of_kind(tmp_path / f"of-{n}", "gram", grams) for n in "ab"]
+    with pytest.raises(NotMergeable) as caught:
+        plan_of("fisher", models=with_statistics(list(zip(zoo[:2], kept, strict=True))))
+    assert str(caught.value).count("holds statistics of kind gram") == 2
+    assert str(caught.value).startswith("2 problems")
+
+
+def test_matrices_that_are_stored_transposed_are_told_once_a_model(
+    tmp_path: Path, zoo: list[Path]
+) -> None:
+    grams = {UP.format(layer): (6, 6) for layer in range(4)}
+    kept = [of_kind(tmp_path / f"of-{n}", "gram", grams, transposed=[*grams]) for n in "ab"]
+    with pytest.raises(NotMergeable) as caught:
+        plan_of("regmean", models=with_statistics(list(zip(zoo[:2], kept, strict=True))))
+    assert str(caught.value).startswith("2 problems")
+    assert f"a stores 4 matrices as [in, out], such as {UP.format(0)}" in str(caught.value)
+
+
+def test_the_head_of_a_tied_and_an_untied_model_has_no_gram_and_is_averaged(tmp_path: Path) -> None:
+    a = hollow.save(tmp_path / "a", 2)
+    b = hollow.save(tmp_path / "b", 2, tie_word_embeddings=True)
+    grams = {name: (s[-1], s[-1]) for name, s in llama(2).items() if "proj" in name}
+    kept = [
+        of_kind(tmp_path / "of-a", "gram", grams | {"lm_head.weight": (4, 4)}),
+        of_kind(tmp_path / "of-b", "gram", grams),
+    ]
+    plan = plan_of("regmean", models=with_statistics([(a, kept[0]), (b, kept[1])]))
+    assert not any(tensor(plan, "lm_head.weight").statistics)
+    assert any(tensor(plan, UP.format(0)).statistics)
+    (note,) = plan.notes
+    assert note.startswith("lm_head.weight: b has it tied to its embedding")
+
+
+def test_bytes_of_statistics_are_read_as_well(tmp_path: Path, zoo: list[Path]) -> None:
+    kept = [of_kind(tmp_path / f"of-{n}", "fisher", llama(4)) for n in "ab"]
+    without = plan_of("linear", models=names(zoo[:2])).bytes_to_read
+    pairs = with_statistics(list(zip(zoo[:2], kept, strict=True)))
+    assert plan_of("fisher", models=pairs).bytes_to_read == 3 * without  # of 4 bytes against 2

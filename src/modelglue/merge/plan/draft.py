@@ -10,9 +10,10 @@ from modelglue.merge.config.inputs import arrange
 from modelglue.merge.config.schema import MergeConfig, ModelEntry, same_model
 from modelglue.merge.config.values import Resolver, filters
 from modelglue.merge.plan.heads import Heads
-from modelglue.merge.plan.match import Group, Matcher
+from modelglue.merge.plan.match import Group, Matcher, variation
 from modelglue.merge.plan.output_config import Restacked, output_config
-from modelglue.merge.plan.settings import compared
+from modelglue.merge.plan.problems import Problems
+from modelglue.merge.plan.settings import CRIME, compared
 from modelglue.merge.plan.slices import (
     Layers,
     Row,
@@ -24,6 +25,7 @@ from modelglue.merge.plan.slices import (
     stacked,
     whole,
 )
+from modelglue.merge.plan.statistics import Statistics
 from modelglue.merge.plan.tensor_plan import TensorPlan
 from modelglue.merge.vocabulary.vocabulary import Vocabulary, unite, vocabulary_tensors
 
@@ -40,7 +42,7 @@ class Draft:
     def __init__(
         self, config: MergeConfig, opened: Mapping[str, Checkpoint], *, allow_crimes: bool = False
     ) -> None:
-        self.problems: list[InputError] = []
+        self.problems = Problems()
         self._config = config
         self._method = config.method
         self._inputs = {
@@ -57,15 +59,18 @@ class Draft:
         self._parted: dict[int, dict[str, list[str]]] = {}
         self.models = tuple(opened[name] for name in listed)
         self.base = opened[self._base] if self._base else None
-        self._statistics = {path: opened[same_model(path)] for path in config.statistics}
-        self.statistics = tuple(self._statistics.values())
+        self.statistics = tuple(opened[same_model(path)] for path in config.statistics)
+        by_name = dict(zip(config.statistics, self.statistics, strict=True))
+        self._statistics = Statistics(config.method, by_name, self.problems)
+        self._unstacked = False
         self.template = self.base or self.models[0]
         read = (*self.models, self.base) if self._reads_base and self.base else self.models
         self._read: tuple[Checkpoint, ...] = read
         self._heads = Heads(read, self.template)
         crimes, others = compared(read, self.template)
         self._differences = (*crimes, *others) if allow_crimes else others
-        self.problems += [] if allow_crimes else [NotMergeable(_crime(told)) for told in crimes]
+        if not allow_crimes:
+            self.problems.add(*(NotMergeable(f"{told}. {CRIME}") for told in crimes))
 
     def _entries(self) -> Iterator[ModelEntry]:
         """Everything that is read but the merge's base, where it is kept apart."""
@@ -92,7 +97,7 @@ class Draft:
                 root=self._config.root,
             )
         except InputError as error:
-            self.problems.append(error)
+            self.problems.add(error)
             return None
 
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -114,40 +119,32 @@ class Draft:
             groups = self._groups(name)
             rows = self._rows(name, groups)
             found += [matcher.match(row, groups[row.group]) for row in rows]
+            if not rows and self._config.parts[name].slices:
+                self._unstacked = True  # what is lost with it is not told
+                continue
             for model, lost in self._lost(name, rows, groups):
                 matcher.extra(model, lost)
         tensors = tuple(tensor for tensor in found if tensor is not None)
-        self._refuse_variation(tensors)
+        lost = self._heads.lost(tensor.name for tensor in tensors)
+        found_wrong = (variation(self._method, tensors), lost)
+        self.problems.add(*(problem for problem in found_wrong if problem is not None))
         return tensors
 
-    def _refuse_variation(self, tensors: Sequence[TensorPlan]) -> None:
-        """What is measured over the whole model is measured with one set of values."""
-        together = {
-            id(tensor.parameters): self._method.read_first(tensor.parameters)
-            for tensor in tensors
-            if self._method.reach(tensor.parameters) == "model"
-        }
-        first = next(iter(together.values()), {})
-        vary = [name for name in first if any(v[name] != first[name] for v in together.values())]
-        if vary:
-            self.problems.append(
-                NotMergeable(
-                    f"parameters: {self._method.name} looks at the whole model here, so its "
-                    f"{' and '.join(vary)} cannot vary from tensor to tensor. Set it to one value."
-                )
-            )
-
     def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
-        """The `config.json` to write."""
+        """The `config.json` to write; empty if nothing can be written, which is then a problem."""
         config: Mapping[str, Any] = self.template.config
         layers = Layers(self.template.tensors)
-        return output_config(
-            config if self.vocabulary is None else self.vocabulary.config(config),
-            dtypes={tensor.dtype for tensor in tensors if not tensor.copied},
-            tied=self._heads.tied,
-            stacks=list(self._restacked()),
-            depths={stack: layers.depth(stack) for stack in layers.stacks},
-        )
+        try:
+            return output_config(
+                config if self.vocabulary is None else self.vocabulary.config(config),
+                dtypes={tensor.dtype for tensor in tensors if not tensor.copied},
+                tied=self._heads.tied,
+                stacks=[] if self._unstacked else list(self._restacked()),
+                depths={stack: layers.depth(stack) for stack in layers.stacks},
+            )
+        except InputError as error:
+            self.problems.add(error)
+            return {}
 
     def notes(self, tensors: Sequence[TensorPlan]) -> tuple[str, ...]:
         """What is allowed but may not be meant."""
@@ -168,7 +165,11 @@ class Draft:
         if self._differences:
             told = "; ".join(self._differences)
             found.append(f"the output's config.json is that of {self.template.name}: {told}")
-        return (*found, *(self.vocabulary.notes if self.vocabulary is not None else ()))
+        return (
+            *found,
+            *self._statistics.notes,
+            *(self.vocabulary.notes if self.vocabulary is not None else ()),
+        )
 
     def _groups(self, name: str) -> list[Group]:
         part = self._config.parts[name]
@@ -186,7 +187,7 @@ class Draft:
     def _rows(self, name: str, groups: Sequence[Group]) -> list[Row]:
         part = self._config.parts[name]
         if part.slices:
-            rows = list(stacked(self._slices(name), self.problems.append))
+            rows = list(stacked(self._slices(name), self.problems.add))
         else:
             layers = self._layers_of(self.template, name)
             group = groups[0]
@@ -288,10 +289,3 @@ class Draft:
 
 def _count(entry: ModelEntry) -> int:
     return entry.layer_range[1] - entry.layer_range[0] if entry.layer_range else 0
-
-
-def _crime(told: str) -> str:
-    return (
-        f"{told}. Entries of the same tensors mean different things then; leave one of the models "
-        "out, or allow it with --allow-crimes (in Python allow_crimes=True)"
-    )

@@ -1,9 +1,10 @@
 """The language-model head, which some models store and others tie to the embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from modelglue.checkpoint.naming import head_and_embedding
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import NotMergeable
 
 
 class Heads:
@@ -34,6 +35,16 @@ class Heads:
     def embedding(self, model: Checkpoint) -> str | None:
         """What a tied model's head is read from; None for an untied one."""
         return self._ends[id(model)][1] if model.tied else None
+
+    def lost(self, written: Iterable[str]) -> NotMergeable | None:
+        """What is wrong where there shall be a head, and the output has none."""
+        names = set(written)
+        if not self.written or not names or names & self.names:
+            return None
+        return NotMergeable(
+            f"{min(self.names)}: some models have it, and no model that the output ends with has "
+            "it or an embedding in its place. Add the module that has the embedding."
+        )
 
     @property
     def tied(self) -> bool | None:

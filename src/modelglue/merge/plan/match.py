@@ -17,7 +17,9 @@ from modelglue.errors import (
 from modelglue.merge.config.values import Resolver
 from modelglue.merge.method import Method
 from modelglue.merge.plan.heads import Heads
+from modelglue.merge.plan.problems import Problems
 from modelglue.merge.plan.slices import Row
+from modelglue.merge.plan.statistics import Statistics
 from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
 from modelglue.merge.vocabulary.rows import RowUnion
 from modelglue.merge.vocabulary.vocabulary import Vocabulary
@@ -49,7 +51,7 @@ class Matcher:
     Args:
         method: of the merge.
         models, base: of the plan.
-        statistics: by what the configuration calls them, in the order of the plan.
+        statistics: of the models.
         template: whose shapes the output has.
         dtype: of the output; None for the one that holds the values of all inputs.
         heads: a tied model's embedding counts for its head.
@@ -63,22 +65,19 @@ class Matcher:
         method: Method,
         models: Sequence[Checkpoint],
         base: Checkpoint | None,
-        statistics: Mapping[str, Checkpoint],
+        statistics: Statistics,
         *,
         template: Checkpoint,
         dtype: str | None,
         heads: Heads,
         vocabulary: Vocabulary | None,
         token_tensors: frozenset[str],
-        problems: list[InputError],
+        problems: Problems,
     ) -> None:
         self._method = method
         self._models = models
         self._base = base
-        self._statistics = list(statistics.values())
-        self._statistics_index = {name: i for i, name in enumerate(statistics)}
-        checkpoints = (p.name for p in method.parameters if p.kind == "checkpoint")
-        self._statistics_key = next(checkpoints, None)
+        self._statistics = statistics
         self._template = template
         self._dtype = dtype
         self._heads = heads
@@ -114,6 +113,10 @@ class Matcher:
         parameters = group.resolver(row.name, row.names, row.t)
         self._check(row.name, parameters)
         n = len(group.models)
+        models = [self._model(source.model) for source in sources[:n]]
+        statistics = self._statistics.of(
+            row.name, list(zip(models, specs, strict=False)), parameters, united=union is not None
+        )
         return TensorPlan(
             row.name,
             dtype,
@@ -122,7 +125,7 @@ class Matcher:
             tuple(sources[:n]),
             sources[n] if group.base is not None else None,
             parameters,
-            self._statistics_of(sources[:n], specs, parameters, union),
+            statistics,
             union,
         )
 
@@ -131,11 +134,11 @@ class Matcher:
         for name in names:
             if is_buffer(name):
                 continue
-            self._problems.append(
-                NotMergeable(
-                    f"{name}: {model.name} has it, {self._template.name} lacks it; merging would "
-                    "lose it. Only models of one architecture can be merged."
-                )
+            self._problems.tell(
+                NotMergeable,
+                name,
+                f"{model.name} has it, {self._template.name} lacks it; merging would lose it. "
+                "Only models of one architecture can be merged.",
             )
 
     def _model(self, index: int | None) -> Checkpoint:
@@ -147,11 +150,10 @@ class Matcher:
 
     def _lacks(self, name: str, model: Checkpoint, other: str | None) -> None:
         who = self._template.name if model is not self._template else "another model"
-        self._problems.append(
-            NotMergeable(
-                f"{name}: {who} has it, {model.name} lacks it. "
-                "Only models of one architecture can be merged."
-            )
+        self._problems.tell(
+            NotMergeable,
+            name,
+            f"{who} has it, {model.name} lacks it. Only models of one architecture can be merged.",
         )
 
     def _shape(
@@ -167,12 +169,11 @@ class Matcher:
             if spec.shape == like.shape or (tokens and spec.shape[1:] == like.shape[1:]):
                 continue
             model = self._model(source.model).name
-            self._problems.append(
-                ShapeMismatch(
-                    f"{name}: {model} has {list(spec.shape)}, {self._template.name} has "
-                    f"{list(like.shape)}. Only tensors of one shape can be merged; leave this "
-                    "model out."
-                )
+            self._problems.tell(
+                ShapeMismatch,
+                name,
+                f"{model} has {list(spec.shape)}, {self._template.name} has {list(like.shape)}. "
+                "Only tensors of one shape can be merged; leave this model out.",
             )
             return like.shape, None
         if not tokens or self._vocabulary is None:
@@ -181,7 +182,7 @@ class Matcher:
         try:
             union = self._union(self._vocabulary, specs, group, rows)
         except InputError as error:
-            self._problems.append(error)
+            self._problems.add(error)
             union = None
         return (rows, *like.shape[1:]), union
 
@@ -209,73 +210,13 @@ class Matcher:
             return self._dtype or promoted(dtypes)
         if place(name).role in ("attention", "mlp", "embedding", "head") or len(dtypes) > 1:
             strange = next(i for i, spec in enumerate(specs) if spec.dtype not in FLOATING)
-            self._problems.append(
-                UnsupportedCheckpoint(
-                    f"{name}: it is stored as {specs[strange].dtype} in "
-                    f"{specs[strange].file.parent.name}, which cannot be averaged. Convert the "
-                    "model to BF16 first."
-                )
+            self._problems.tell(
+                UnsupportedCheckpoint,
+                name,
+                f"it is stored as {specs[strange].dtype} in {specs[strange].file.parent.name}, "
+                "which cannot be averaged. Convert the model to BF16 first.",
             )
         return specs[0].dtype
-
-    def _statistics_of(
-        self,
-        sources: Sequence[Source],
-        specs: Sequence[TensorSpec],
-        parameters: Mapping[str, Any],
-        union: RowUnion | None,
-    ) -> tuple[Source | None, ...]:
-        if self._statistics_key is None:
-            return ()
-        found: list[Source | None] = []
-        named = [self._statistics_index.get(name) for name in parameters[self._statistics_key]]
-        for source, spec, index in zip(sources, specs, named, strict=False):
-            if index is not None and union is not None:
-                self._problems.append(
-                    NotMergeable(
-                        f"{source.name}: vocabularies differ, and {self._method.name} has "
-                        "statistics of each model's own rows alone. Unite the models first."
-                    )
-                )
-            trouble = None if index is None else self._unfit(self._statistics[index], source.name)
-            if trouble:
-                self._problems.append(NotMergeable(trouble))
-            has = None if index is None else self._statistics[index].tensors.get(source.name)
-            found.append(None if has is None else Source(index, source.name))
-            gram = self._method.statistics == "gram" and spec.shape
-            shape = (spec.shape[-1], spec.shape[-1]) if gram else spec.shape
-            if has is not None and has.shape != shape:
-                self._problems.append(
-                    ShapeMismatch(
-                        f"{source.name}: the statistics of {self._model(source.model).name} have "
-                        f"{list(has.shape)}, it needs {list(shape)}. Compute them for this model."
-                    )
-                )
-        if None in found and any(found):
-            lacking = self._model(sources[found.index(None)].model).name
-            self._problems.append(
-                NotMergeable(
-                    f"{sources[0].name}: the statistics of {lacking} lack it, others have it. "
-                    "Compute them for the same tensors."
-                )
-            )
-        return tuple(found)
-
-    def _unfit(self, statistics: Checkpoint, name: str) -> str | None:
-        """Why statistics cannot serve the method for one tensor."""
-        wanted = {"same": "fisher", "gram": "gram"}.get(self._method.statistics)
-        kind = statistics.config.get("kind")
-        if kind not in (None, wanted):
-            return (
-                f"{statistics.name} holds statistics of kind {kind}, {self._method.name} needs "
-                f"{wanted}."
-            )
-        if name in (statistics.config.get("transposed") or ()):
-            return (
-                f"{name}: the model stores it as [in, out], which {self._method.name} does not "
-                "merge. Leave this model out."
-            )
-        return None
 
     def _check(self, name: str, parameters: Mapping[str, Any]) -> None:
         if id(parameters) in self._checked:
@@ -288,11 +229,28 @@ class Matcher:
                 if one is None and told:
                     told = f"must be given: {parameter.help}"
                 if told:
-                    self._problems.append(MergeError(f"{name}: {parameter.name}: {told}"))
+                    self._problems.tell(MergeError, name, f"{parameter.name}: {told}")
                     return
         told = self._method.check(parameters)
         if told:
-            self._problems.append(MergeError(f"{name}: {told}"))
+            self._problems.tell(MergeError, name, told)
+
+
+def variation(method: Method, tensors: Sequence[TensorPlan]) -> NotMergeable | None:
+    """What is wrong if values vary that a measure of the whole model is taken with."""
+    together = {
+        id(tensor.parameters): method.read_first(tensor.parameters)
+        for tensor in tensors
+        if method.reach(tensor.parameters) == "model"
+    }
+    first = next(iter(together.values()), {})
+    vary = [name for name in first if any(v[name] != first[name] for v in together.values())]
+    if not vary:
+        return None
+    return NotMergeable(
+        f"parameters: {method.name} looks at the whole model here, so its {' and '.join(vary)} "
+        "cannot vary from tensor to tensor. Set it to one value."
+    )
 
 
 def promoted(dtypes: set[str]) -> str:

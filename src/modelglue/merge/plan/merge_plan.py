@@ -69,12 +69,14 @@ class MergePlan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Weight bytes of all sources; a method that measures first reads them twice."""
+        """Bytes of all sources and statistics; a method that measures first reads them twice."""
         return sum(
-            self.spec(source).nbytes
+            spec.nbytes
             for tensor in self.tensors
-            for source in (*tensor.sources, tensor.base)
-            if source is not None
+            for spec in (
+                *(self.spec(s) for s in (*tensor.sources, tensor.base) if s is not None),
+                *(self._statistics_spec(s) for s in tensor.statistics if s is not None),
+            )
         )
 
     @property
@@ -98,6 +100,9 @@ class MergePlan:
     def spec(self, source: Source) -> TensorSpec:
         """The place, dtype and shape of a source or a tensor's base."""
         return self.checkpoint(source).tensors[source.name]
+
+    def _statistics_spec(self, source: Source) -> TensorSpec:
+        return self.statistics[source.model or 0].tensors[source.name]
 
     def describe(self, *, threads: int | None = None) -> dict[str, Any]:
         """The whole plan as plain data: every output tensor and where it comes from.
@@ -150,15 +155,16 @@ def _plan(
 ) -> MergePlan:
     draft = Draft(config, opened, allow_crimes=allow_crimes)
     tensors = draft.tensors()
+    output_config = draft.output_config(tensors)
     if draft.problems:
-        raise together(draft.problems)
+        raise draft.problems.error()
     return MergePlan(
         draft.models,
         draft.base,
         draft.statistics,
         tensors,
         config,
-        draft.output_config(tensors),
+        output_config,
         draft.vocabulary,
         draft.notes(tensors),
     )

@@ -13,6 +13,12 @@ from modelglue.checkpoint.settings import (
 )
 from modelglue.errors import CorruptCheckpoint
 
+CRIME = (
+    "Entries of the same tensors mean different things then; leave one of the models out, or allow "
+    "it with --allow-crimes (in Python allow_crimes=True)."
+)
+"""What to do about a setting that changes the meaning of entries."""
+
 
 def compared(
     models: Iterable[Checkpoint], template: Checkpoint

@@ -186,7 +186,7 @@ def _stacking_problems(slices: Sequence[Slice]) -> Iterator[str]:
                 found = ", ".join(f"{before}0…" for before in layers.stacks) or "none"
                 yield (
                     f"slices: it is not clear which layers of {column.model} are meant; its "
-                    f"tensors' names show these stacks: {found}"
+                    f"tensors' names show these stacks: {found}{_as_modules(list(layers.stacks))}"
                 )
             elif last > layers.depth(layers.main):
                 yield (
@@ -199,6 +199,18 @@ def _stacking_problems(slices: Sequence[Slice]) -> Iterator[str]:
                     f"{slices[0].models[0].model} {stack}0…; only models of one architecture can "
                     "be stacked"
                 )
+
+
+def _as_modules(stacks: Sequence[str]) -> str:
+    """What to do about several stacks: each is a module, named as a part that the others lack."""
+    parts = [stack.split(".") for stack in stacks]
+    own = [
+        next((part for part in mine if all(part not in p for p in parts if p is not mine)), None)
+        for mine in parts
+    ]
+    if len(own) < 2 or None in own:
+        return ""
+    return ". Give each its own: modules: {" + ", ".join(f"{name}: …" for name in own) + "}"
 
 
 def covered(model: Stacked, count: int, *, first: bool, last: bool) -> Iterator[str]:
