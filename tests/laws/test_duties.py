@@ -1,5 +1,6 @@
 """What every merge method owes whoever runs it, laws or no laws."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -204,6 +205,25 @@ def test_weights_that_cancel_among_those_that_agree_divide_by_nothing(
     convert = np.asarray if library == "numpy" else torch.from_numpy
     whole = InMemory(convert(signs), convert(np.zeros(5, np.float32)), (5,))
     assert abs(run(method, whole, CANCELLING)).max() < 4
+
+
+@pytest.mark.parametrize("shape", [(512, 2048), (1 << 17, 8)], ids=str)
+@pytest.mark.parametrize(
+    "method", [m for m in ALL if m.statistics != "gram"], ids=lambda method: method.name
+)
+def test_a_first_pass_and_a_chunk_hold_little(method: Method, shape: tuple[int, int]) -> None:
+    """Less than one tensor: not a sum a row and chunk, nor one a column and chunk."""
+    for sample in samples(method, 13, shape):
+        for values in variants(method, len(sample.tensors)):
+            resolved = resolve(method, values, len(sample.tensors))
+            whole = sample.whole(InMemory, np.asarray, values, 4096)
+            method.merge(whole.chunk(0), method.first_pass(whole, resolved), resolved)
+            tracemalloc.start()
+            measured = method.first_pass(whole, resolved)
+            method.merge(whole.chunk(0), measured, resolved)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 4 << 20, values
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from modelglue.merge.arrays import Array, floats
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class Chunk:
         key: of (seed, tensor name), 64 bits, for methods that draw random numbers.
         statistics: [n, k] float32, for methods whose statistics have the tensor's shape.
         offset: where a whole model was measured, the entries of all tensors before this one.
+        at: [k] the flat index of every entry of a sample; None where they follow each other.
     """
 
     models: Array
@@ -56,6 +59,12 @@ class Chunk:
     key: int = 0
     statistics: Array | None = None
     offset: int = 0
+    at: np.ndarray | None = None
+
+    @property
+    def places(self) -> np.ndarray:
+        """The flat index of each entry: [k] int64."""
+        return self.start + np.arange(self.models.shape[1]) if self.at is None else self.at
 
     @property
     def n(self) -> int:
@@ -85,6 +94,7 @@ class Chunk:
             base=None if self.base is None else self.base[start:stop],
             start=self.start + start,
             statistics=None if self.statistics is None else self.statistics[:, start:stop],
+            at=None if self.at is None else self.at[start:stop],
         )
 
     def parts(self, size: int) -> "list[Chunk]":

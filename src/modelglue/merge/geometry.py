@@ -66,11 +66,6 @@ def great_circle(gram: np.ndarray, t: float, *, linear_if: np.ndarray) -> np.nda
     return np.where(np.isfinite(gram).all(axis=(-2, -1))[..., None], coefficients, np.nan)
 
 
-def places(chunk: Chunk) -> np.ndarray:
-    """The flat index of each entry of a chunk: [k] int64."""
-    return chunk.start + np.arange(chunk.models.shape[1])
-
-
 ROWS = 1 << 12
 """Rows whose dot products are in memory at a time."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -75,7 +75,8 @@ class InMemory:
 
     def sample(self, count: int) -> Chunk:
         """Every so many-th entry."""
-        return self._chunk(slice(0, None, max(1, self.numel // max(count, 1))), 0)
+        step = max(1, self.numel // max(count, 1))
+        return replace(self._chunk(slice(0, None, step), 0), at=np.arange(0, self.numel, step))
 
     def _chunk(self, part: slice, start: int) -> Chunk:
         statistics = None

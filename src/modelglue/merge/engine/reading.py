@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -155,8 +156,9 @@ class TensorReader:
         pieces = max(1, min(count // unit, self.numel // unit))
         step = self.numel // pieces // unit * unit or self.numel
         starts = [i * step for i in range(pieces)]
-        models, base = self._arrays([(s, min(s + unit, self.numel)) for s in starts])
-        return self._chunk(models, base, 0, None)
+        parts = [(s, min(s + unit, self.numel)) for s in starts]
+        at = np.concatenate([np.arange(*part) for part in parts])
+        return replace(self._chunk(*self._arrays(parts), 0, None), at=at)
 
     def _chunk(
         self, models: np.ndarray, base: np.ndarray | None, start: int, statistics: Any

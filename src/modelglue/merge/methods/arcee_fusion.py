@@ -4,7 +4,6 @@ import numpy as np
 
 from modelglue.merge.arrays import Array, like, namespace
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import places
 from modelglue.merge.kernels import magnitudes_cut
 from modelglue.merge.method import Law, merge_method
 
@@ -42,7 +41,7 @@ def _softmax(rows: Array) -> Array:
 
 
 def _importance(chunk: Chunk, rows: np.ndarray) -> Array:
-    row = places(chunk) // chunk.width
+    row = chunk.places // chunk.width
     return abs(chunk.deltas[0]) * like(rows[row], chunk.models)
 
 

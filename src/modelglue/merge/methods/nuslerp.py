@@ -11,7 +11,6 @@ from modelglue.merge.geometry import (
     combine_rows,
     great_circle,
     parallel,
-    places,
     spread_sum,
 )
 from modelglue.merge.kernels import gram, weighted_sum
@@ -115,4 +114,4 @@ def nuslerp(
     if len(measured) == 1:
         *shares, rest = measured[0].tolist() if base else (*measured[0].tolist(), 0.0)
         return weighted_sum(chunk, shares, rest)
-    return spread_sum(chunk, measured, places(chunk) % len(measured))
+    return spread_sum(chunk, measured, chunk.places % len(measured))
