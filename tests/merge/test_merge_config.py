@@ -302,3 +302,55 @@ def test_a_tokenizer_source_alone_is_a_tokenizer_section() -> None:
 def test_spellings_of_one_model_are_alike() -> None:
     assert same_model("./models/a/+b") == same_model("models/a+./b")
     assert same_model("org/name@main") != same_model("org/name")
+
+
+def test_a_typo_hides_no_other_problem() -> None:
+    text = told({**TIES, "base_model": None, "dtpye": "bfloat16"})
+    assert "dtpye: unknown key" in text
+    assert "models: ties needs a base_model" in text
+    text = told(
+        {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": 0}, "x": 1}
+    )
+    assert "x: unknown key" in text
+    assert "sum" in text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"merge_method": "slerp", "models": ["a", {"modle": "b"}], "parameters": {"t": 0.5}},
+        {"merge_method": "slerp", "models": ["a", "b"], "parameters": {"tt": 0.5}},
+        {"merge_method": "ties", "models": ["a"], "base_model": 3, "parameters": {"weight": 1}},
+        {"merge_method": "linear", "slices": "a"},
+    ],
+)
+def test_what_follows_from_a_problem_is_not_told_beside_it(config: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config)
+    assert not [p for p in caught.value.problems if "are given" in p or "must be" in p]
+    assert not [p for p in caught.value.problems if "needs a base_model" in p]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("merge_method: linear\nmodels: [a, b]\nmodels: [c, d]\n", "models"),
+        ("merge_method: linear\nmodels:\n- {model: a, model: b}\n- b\n", "model"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_its_line(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    file = tmp_path / "merge.yml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"the key '{key}' is given twice[\s\S]*line 3"):
+        load_config(file)
+
+
+def test_keys_that_an_anchor_gives_may_be_given_anew(tmp_path: Path) -> None:
+    file = tmp_path / "merge.yml"
+    file.write_text(
+        "merge_method: linear\nmodels:\n- &a {model: a, parameters: {weight: 1}}\n"
+        "- {<<: *a, model: b}\n"
+    )
+    assert [entry.model for entry in load_config(file).models] == ["a", "b"]

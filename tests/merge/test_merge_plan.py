@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from hollow import llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import (
@@ -686,3 +689,71 @@ def test_bytes_of_statistics_are_read_as_well(tmp_path: Path, zoo: list[Path]) -
     without = plan_of("linear", models=names(zoo[:2])).bytes_to_read
     pairs = with_statistics(list(zip(zoo[:2], kept, strict=True)))
     assert plan_of("fisher", models=pairs).bytes_to_read == 3 * without  # of 4 bytes against 2
+
+
+@pytest.mark.parametrize("shared", [{}, {"weight": [{"filter": "norm", "value": 1}]}])
+def test_a_weight_that_no_filter_gives_to_some_tensor_is_refused(
+    zoo: list[Path], shared: dict[str, Any]
+) -> None:
+    models = [
+        {"model": str(zoo[0]), "parameters": {"weight": [{"filter": "mlp", "value": 0.1}]}},
+        {"model": str(zoo[1]), "parameters": {"weight": 1}},
+    ]
+    with pytest.raises(NotMergeable, match=r"^\S+: no filter of weight of a is in its name"):
+        plan_of("linear", models=models, parameters=shared)
+    models[0]["parameters"]["weight"].append({"value": 0.5})
+    plan_of("linear", models=models, parameters=shared)
+
+
+def test_a_density_that_no_filter_gives_to_some_tensor_is_the_usual_one_and_noted(
+    zoo: list[Path],
+) -> None:
+    density = [{"filter": "mlp", "value": 0.5}]
+    config = {"base_model": str(zoo[0]), "parameters": {"weight": 1, "density": density}}
+    plan = plan_of("ties", models=names(zoo[1:3]), **config)
+    assert tensor(plan, UP.format(0)).parameters["density"] == (0.5, 0.5)
+    assert tensor(plan, "model.norm.weight").parameters["density"] == (1.0, 1.0)
+    assert [note for note in plan.notes if "no filter of density of b is in its name" in note]
+
+
+# Where models are
+
+
+def test_what_cannot_be_opened_names_its_key_and_all_is_told(
+    tmp_path: Path, zoo: list[Path]
+) -> None:
+    entries = [
+        {"model": str(zoo[0]), "parameters": {"statistics": "no-statistics"}},
+        {"model": "no-model", "parameters": {"statistics": str(zoo[1])}},
+    ]
+    config = {"merge_method": "fisher", "models": entries, "tokenizer_source": "no-tokenizer"}
+    with pytest.raises(CheckpointNotFound) as caught:
+        make_plan(parse_config(config, root=tmp_path))
+    told = str(caught.value)
+    assert "models[1].model: " in told
+    assert "models[0].parameters.statistics: " in told
+    assert "no-tokenizer" in told
+    slices = [{"sources": [piece(zoo[0], 0, 2)]}, {"sources": [piece(tmp_path / "no", 0, 2)]}]
+    with pytest.raises(CheckpointNotFound, match=r"^slices\[1\]\.sources\[0\]\.model: "):
+        plan_of("passthrough", slices=slices, base_model=str(zoo[0]))
+    with pytest.raises(CheckpointNotFound, match=r"^base_model: "):
+        plan_of("linear", models=names(zoo[:2]), base_model=str(tmp_path / "no"))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_base_beside_the_configuration_takes_an_adapter_of_the_working_folder(
+    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "here").mkdir()
+    base = make_model(tmp_path / "configs" / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    adapted.save_pretrained(tmp_path / "here" / "lora")
+    monkeypatch.chdir(tmp_path / "here")
+    config = parse_config(
+        {"merge_method": "linear", "models": ["base+lora", "base"], "parameters": {"weight": 1}},
+        root=tmp_path / "configs",
+    )
+    assert [model.ref for model in make_plan(config).models] == ["base+lora", "base"]

@@ -16,13 +16,17 @@ from modelglue.errors import CheckpointNotFound
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 
 
-def open_checkpoint(ref: str | Path, *, root: Path | None = None) -> Checkpoint:
+Roots = Path | tuple[Path, ...] | None
+"""Where relative paths start: the first of several under which there is such a folder."""
+
+
+def open_checkpoint(ref: str | Path, *, root: Roots = None) -> Checkpoint:
     """Open a model folder, a model of the Hugging Face Hub, or either with LoRA adapters on it.
 
     Args:
         ref: "dir", "org/name", "org/name@revision", or "base+adapter" with any of these in both
             places; several adapters may follow each other.
-        root: where relative paths start; by default the current folder.
+        root: where relative paths start, each part's for itself; by default the current folder.
 
     Raises:
         CheckpointError: there is no model there, or a broken one.
@@ -57,21 +61,23 @@ def materialise(checkpoint: Checkpoint, folder: Path) -> Path:
         return writer.commit(config=checkpoint.config, files_from=checkpoint)
 
 
-def _open_plain(text: str, root: Path | None) -> Checkpoint:
+def _open_plain(text: str, root: Roots) -> Checkpoint:
     folder, name, ref = _locate(text, root)
     checkpoint = Checkpoint.open(folder)
     checkpoint.name, checkpoint.ref = name, ref
     return checkpoint
 
 
-def _local(text: str, root: Path | None) -> Path:
+def _local(text: str, root: Roots) -> Path:
     path = Path(text)
     with contextlib.suppress(RuntimeError):  # "~nobody"
         path = path.expanduser()
-    return (root or Path()) / path
+    roots = root if isinstance(root, tuple) else (root or Path(),)
+    places = [start / path for start in roots]
+    return next((place for place in places if place.exists()), places[0])
 
 
-def _split(text: str, root: Path | None) -> tuple[str, str, str]:
+def _split(text: str, root: Roots) -> tuple[str, str, str]:
     """At the "+" between base and last adapter; a folder's own name may hold one, too."""
     places = [i for i, character in enumerate(text) if character == "+"][::-1]
     for i in places:
@@ -80,7 +86,7 @@ def _split(text: str, root: Path | None) -> tuple[str, str, str]:
     return text.rpartition("+") if places else (text, "", "")
 
 
-def _locate(text: str, root: Path | None) -> tuple[Path, str, str]:
+def _locate(text: str, root: Roots) -> tuple[Path, str, str]:
     """The folder of a model or adapter, its name, and what to call it in a record.
 
     It is fetched if it is one of the Hub; its record then has the revision that was fetched.

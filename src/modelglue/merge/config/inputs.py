@@ -41,18 +41,15 @@ def arrange(method: Method, group: SliceEntry, base: str | None) -> Inputs:
     return Inputs(others, entry)
 
 
-def arrangement_problems(method: Method, inputs: Inputs) -> list[str]:
-    """What is wrong with the number of models, or with the base."""
-    problems = []
+def count_problem(method: Method, inputs: Inputs) -> str | None:
+    """What is wrong with the number of models."""
     least, most = method.models
     count = len(inputs.models)
-    if not least <= count <= (most or count):
-        allowed = f"{least}" if most == least else f"{least} to {most or 'any number'}"
-        beside = " beside the base" if inputs.base else ""
-        problems.append(f"{method.name} takes {allowed} models{beside}, {count} are given")
-    if inputs.base is None and method.needs_base:
-        problems.append(f"{method.name} needs a base_model")
-    return problems
+    if least <= count <= (most or count):
+        return None
+    allowed = f"{least}" if most == least else f"{least} to {most or 'any number'}"
+    beside = " beside the base" if inputs.base else ""
+    return f"{method.name} takes {allowed} models{beside}, {count} are given"
 
 
 def twice(sources: Sequence[ModelEntry]) -> list[str]:

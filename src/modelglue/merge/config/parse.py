@@ -1,12 +1,12 @@
 """From what YAML holds to a `MergeConfig`, or all that is wrong with it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modelglue.errors import ConfigError
-from modelglue.merge.config.inputs import arrange, arrangement_problems, twice
+from modelglue.merge.config.inputs import arrange, count_problem, twice
 from modelglue.merge.config.parse_tokenizer import parse_tokenizer, reference
 from modelglue.merge.config.schema import (
     DTYPES,
@@ -56,9 +56,9 @@ def parse(value: object, *, root: Path) -> MergeConfig:
         **reader.parts(value),
     )
     config = replace(config, tokenizer=parse_tokenizer(value, config.references, problems))
-    if method is not None and not problems:
+    if method is not None:
         config = _with_base(config)
-        problems += _method_problems(config, method)
+        problems += _method_problems(config, method, problems)
     if problems:
         raise ConfigError(problems)
     return config
@@ -247,27 +247,36 @@ def _with_base(config: MergeConfig) -> MergeConfig:
     return replace(config, models=models, modules=modules)
 
 
-def _method_problems(config: MergeConfig, method: Method) -> list[str]:
+def _method_problems(config: MergeConfig, method: Method, told: Sequence[str]) -> list[str]:
+    """What the method lacks, but for what follows from other problems that are told."""
     problems: list[str] = []
+    unset = any("parameters" in problem for problem in told)
+    baseless = any("base_model" in problem for problem in told)
     for name, part in config.parts.items():
         prefix = f"modules.{name}." if name else ""
         for i, group in enumerate(part.groups):
             where = f"{prefix}slices[{i}]" if part.slices else f"{prefix}models"
             inputs = arrange(method, group, config.base_model)
             added = [*inputs.models, *([inputs.base] if inputs.base else [])]
-            if part.slices and any(entry.layer_range is None for entry in added):
+            broken = not group.sources or any(problem.startswith(where) for problem in told)
+            if part.slices and not broken and any(e.layer_range is None for e in added):
                 base = group.base_model or config.base_model
                 problems.append(f"{where}: the base {base} is not among the sources")
-            problems += [f"{where}: {told}" for told in arrangement_problems(method, inputs)]
+            if not broken and (wrong := count_problem(method, inputs)):
+                problems.append(f"{where}: {wrong}")
+            if inputs.base is None and method.needs_base and not baseless:
+                problems.append(f"{where}: {method.name} needs a base_model")
+            if unset or broken:
+                continue
             levels = [group.parameters, part.parameters, config.parameters]
             own = [entry.parameters for entry in inputs.models]
             problems += _lacking(method, levels, own, where)
             if not problems:
                 resolver = Resolver(method, levels, own)
-                told = (
+                wrong = (
                     method.check(resolver("", [""] * len(own), 0.0)) if resolver.constant else None
                 )
-                problems += [f"parameters: {told}"] if told else []
+                problems += [f"parameters: {wrong}"] if wrong else []
     return list(dict.fromkeys(problems))
 
 

@@ -175,9 +175,14 @@ class Resolver:
         method: whose parameters.
         levels: the settings that hold for all models, the nearest level first.
         own: of each model, its own settings, which go before all levels.
+
+    Attributes:
+        unsaid: (a parameter that is set for some tensors, the model's number) → a tensor that it
+            is not set for, which got the default.
     """
 
     def __init__(self, method: Method, levels: Sequence[Settings], own: Sequence[Settings]) -> None:
+        self.unsaid: dict[tuple[str, int], str] = {}
         self._constant: dict[str, Any] = {}
         # Name, and a chain of settings for each model (for a parameter of the merge, just one).
         self._varying: list[tuple[Parameter, list[list[Setting]]]] = []
@@ -225,8 +230,10 @@ class Resolver:
     def _resolved(self, name: str, sources: Sequence[str], t: float) -> Mapping[str, Any]:
         found = tuple(
             tuple(
-                _first(chain, name if parameter.per == "merge" else source, t, parameter)
-                for chain, source in zip(chains, sources, strict=parameter.per == "model")
+                self._first(parameter, i, chain, name if parameter.per == "merge" else source, t)
+                for i, (chain, source) in enumerate(
+                    zip(chains, sources, strict=parameter.per == "model")
+                )
             )
             for parameter, chains in self._varying
         )
@@ -238,14 +245,17 @@ class Resolver:
             self._known[found] = {**self._constant, **varying}
         return self._known[found]
 
+    def _first(
+        self, parameter: Parameter, model: int, chain: Sequence[Setting], tensor: str, t: float
+    ) -> Scalar:
+        for setting in chain:
+            value = resolve(setting, tensor, t)
+            if value is not None:
+                return value
+        if chain:
+            self.unsaid.setdefault((parameter.name, model), tensor)
+        return parameter.default
+
 
 def _value(parameter: Parameter, values: tuple[Any, ...]) -> Any:
     return values[0] if parameter.per == "merge" else values
-
-
-def _first(chain: Sequence[Setting], tensor: str, t: float, parameter: Parameter) -> Scalar:
-    for setting in chain:
-        value = resolve(setting, tensor, t)
-        if value is not None:
-            return value
-    return parameter.default

@@ -63,6 +63,7 @@ class Draft:
         by_name = dict(zip(config.statistics, self.statistics, strict=True))
         self._statistics = Statistics(config.method, by_name, self.problems)
         self._unstacked = False
+        self._defaulted: dict[str, None] = {}
         self.template = self.base or self.models[0]
         read = (*self.models, self.base) if self._reads_base and self.base else self.models
         self._read: tuple[Checkpoint, ...] = read
@@ -119,15 +120,16 @@ class Draft:
             groups = self._groups(name)
             rows = self._rows(name, groups)
             found += [matcher.match(row, groups[row.group]) for row in rows]
+            self._defaulted |= matcher.unsaid(groups)
             if not rows and self._config.parts[name].slices:
                 self._unstacked = True  # what is lost with it is not told
                 continue
             for model, lost in self._lost(name, rows, groups):
                 matcher.extra(model, lost)
         tensors = tuple(tensor for tensor in found if tensor is not None)
-        lost = self._heads.lost(tensor.name for tensor in tensors)
-        found_wrong = (variation(self._method, tensors), lost)
-        self.problems.add(*(problem for problem in found_wrong if problem is not None))
+        headless = self._heads.lost(tensor.name for tensor in tensors)
+        wrong = (variation(self._method, tensors), headless)
+        self.problems.add(*(problem for problem in wrong if problem is not None))
         return tensors
 
     def output_config(self, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
@@ -167,6 +169,7 @@ class Draft:
             found.append(f"the output's config.json is that of {self.template.name}: {told}")
         return (
             *found,
+            *self._defaulted,
             *self._statistics.notes,
             *(self.vocabulary.notes if self.vocabulary is not None else ()),
         )

@@ -129,6 +129,27 @@ class Matcher:
             union,
         )
 
+    def unsaid(self, groups: Sequence[Group]) -> dict[str, None]:
+        """What no filter gives to some tensor: a weight is a problem, all else has its default.
+
+        Returns:
+            Notes on the defaults.
+        """
+        notes: dict[str, None] = {}
+        for group in groups:
+            for (name, column), tensor in group.resolver.unsaid.items():
+                parameter = self._method.parameter(name)
+                if parameter is None or parameter.default is None:
+                    continue
+                of = f" of {self._models[group.models[column]].name}"
+                told = f"no filter of {name}{of if parameter.per == 'model' else ''} is in its name"
+                if name == "weight":
+                    told += "; add a value without a filter"
+                    self._problems.tell(NotMergeable, tensor, told)
+                else:
+                    notes[f"{tensor}: {told}; it gets {parameter.default}"] = None
+        return notes
+
     def extra(self, model: Checkpoint, names: Sequence[str]) -> None:
         """Tell that a model has tensors which the output would lose."""
         for name in names:

@@ -15,11 +15,13 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.checkpoint.spec import TensorSpec, nbytes_of
 from modelglue.errors import InputError
+from modelglue.merge.config.places import places
 from modelglue.merge.config.schema import MergeConfig, same_model
 from modelglue.merge.plan.describe import describe
 from modelglue.merge.plan.draft import Draft
 from modelglue.merge.plan.problems import together
 from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
+from modelglue.merge.vocabulary.tokens import located
 
 if TYPE_CHECKING:
     from modelglue.merge.vocabulary.vocabulary import Vocabulary
@@ -128,13 +130,13 @@ def make_plan(config: MergeConfig, *, allow_crimes: bool = False) -> MergePlan:
     """
     opened: dict[str, Checkpoint] = {}
     problems: list[InputError] = []
-    for reference in (*config.references, *config.statistics):
+    for reference, key in places(config).items():
         try:
             opened[same_model(reference)] = _open(reference, config.root)
         except InputError as error:
-            problems.append(error)
+            problems.append(_named(key, error))
     if problems:
-        raise together(problems)
+        raise together([*problems, *_tokenizer_problems(config)])
     return _plan(config, opened, allow_crimes=allow_crimes)
 
 
@@ -172,6 +174,21 @@ def _plan(
 
 def _open(reference: str, root: Path) -> Checkpoint:
     """Beside the configuration, or where the command is run, as mergekit has it."""
-    here = Path(reference.split("+")[0])
-    beside = (root / here).exists()
-    return open_checkpoint(reference, root=root if beside or not here.exists() else None)
+    return open_checkpoint(reference, root=(root, Path()))
+
+
+def _named(key: str, error: InputError) -> InputError:
+    return type(error)(f"{key}: {error}")
+
+
+def _tokenizer_problems(config: MergeConfig) -> list[InputError]:
+    """What is wrong with a tokenizer of none of the models, where those cannot be opened."""
+    source = config.tokenizer.source if config.tokenizer else None
+    models = map(same_model, config.references)
+    if source is None or source in ("union", "base") or same_model(source) in models:
+        return []
+    try:
+        located(source, config.root, config.references)
+    except InputError as error:
+        return [error]
+    return []

@@ -74,7 +74,7 @@ def output_tokens(
             m for m, p in parties.items() if same_model(p.reference) == same_model(config.source)
         )
         references = [party.reference for party in parties.values()]
-        tokenizer = next(named, None) or _located(config.source, root, references)
+        tokenizer = next(named, None) or located(config.source, root, references)
         tokens = OutputTokens(numbered(tokenizer).ids, tokenizer)
     found = with_tokens(tokens, config.tokens)
     _refuse_uneditable(found)
@@ -173,8 +173,12 @@ def moved(tokens: OutputTokens, template: Party) -> dict[int, int | None]:
     return {row: now for row, now in found.items() if now != row}
 
 
-def _located(source: str, root: Path, references: Sequence[str]) -> Checkpoint | Path:
-    """A folder with no more than a tokenizer will do."""
+def located(source: str, root: Path, references: Sequence[str]) -> Checkpoint | Path:
+    """A tokenizer that is none of the models'; a folder with no more than a tokenizer will do.
+
+    Raises:
+        CheckpointNotFound: it is nowhere.
+    """
     for folder in (root / source, Path(source)):
         if folder.is_dir():
             return folder
