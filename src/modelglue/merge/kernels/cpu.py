@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from modelglue.merge.chunk import Chunk
-from modelglue.merge.kernels import loops, random
+from modelglue.merge.kernels import loops, random, scans
 from modelglue.merge.kernels.sums import divisor, least
 
 _NO_CUT = (np.empty(0, np.uint32), np.empty(0, np.int64))
@@ -95,7 +95,7 @@ def uniform(chunk: Chunk, model: int) -> np.ndarray:
 def delta_bits(chunk: Chunk, model: int) -> np.ndarray:
     """|τ| of one model as the bits of float32: [k] uint32."""
     out = np.empty(chunk.models.shape[1], np.uint32)
-    loops.magnitudes(chunk.models[model], chunk.base, out)
+    scans.magnitudes(chunk.models[model], chunk.base, out)
     return out
 
 
@@ -112,14 +112,14 @@ Scanned = tuple[int, int, np.ndarray, np.ndarray]
 def scan(bits: np.ndarray, low: int, high: int, room: int) -> Scanned:
     """Look at bits [k] for what is above `high` and what lies in low … high."""
     found, places = _room(room)
-    counts = loops.scan(bits, np.uint32(low), np.uint32(high), found, places)
+    counts = scans.scan(bits, np.uint32(low), np.uint32(high), found, places)
     return _scanned(counts, found, places)
 
 
 def scan_deltas(chunk: Chunk, model: int, low: int, high: int, room: int) -> Scanned:
     """The same of `delta_bits`, in one pass."""
     found, places = _room(room)
-    counts = loops.scan_deltas(
+    counts = scans.scan_deltas(
         chunk.models[model], chunk.base, np.uint32(low), np.uint32(high), found, places
     )
     return _scanned(counts, found, places)
@@ -138,7 +138,7 @@ def _scanned(counts: np.ndarray, found: np.ndarray, places: np.ndarray) -> Scann
 def histogram(bits: np.ndarray, low: int, high: int, shift: int, bins: int) -> np.ndarray:
     """How many bits within low … high lie in each bin of 2^shift: [bins] int64."""
     out = np.zeros(bins, np.int64)
-    loops.histogram(bits, np.uint32(low), np.uint32(high), shift, out)
+    scans.histogram(bits, np.uint32(low), np.uint32(high), shift, out)
     return out
 
 
