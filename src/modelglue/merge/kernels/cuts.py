@@ -29,6 +29,7 @@ HIGHEST = 0x7FFFFFFF
 _EVERY = np.iinfo(np.int64).max
 _ROOM = 1 << 16
 _BINS_LOG2 = 16
+_FINE_LOG2 = 12
 _SMALL = 1 << 14
 _HELD = 1 << 20
 
@@ -199,16 +200,17 @@ def _bracket(whole: Whole, searches: Sequence[_Search]) -> None:
     """Set low and high from a sample, five standard deviations of its quantile apart."""
     if not searches:
         return
-    chunk = whole.sample(min(max(4096, whole.numel // 64), 1 << 20))
+    chunk = whole.sample(min(max(4096, whole.numel // 128), 1 << 19))
     for search in searches:
         bits = backend(chunk).to_numpy(search.read(chunk)).astype(np.uint32)
         size = len(bits)
         share = 1 - search.count / whole.numel
         margin = 5 * math.sqrt(size * share * (1 - share)) + 5
         first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
-        edges = np.partition(bits, [min(max(first, 0), size - 1), min(max(last, 0), size - 1)])
-        search.low = int(edges[first]) if first > 0 else 0
-        search.high = int(edges[last]) if last < size - 1 else HIGHEST
+        if first > 0:
+            search.low, _ = _from_top(bits, size - first, 0, HIGHEST)
+        if last < size - 1:
+            search.high, _ = _from_top(bits, size - last, 0, HIGHEST)
 
 
 def _narrow(whole: Whole, searches: Sequence[_Search]) -> None:
@@ -234,8 +236,8 @@ def _judge(whole: Whole, seen: _Pass) -> None:
         parts = sorted(seen.found, key=lambda part: part[0])
         found = np.concatenate([bits for _, bits, _ in parts])
         places = np.concatenate([places for _, _, places in parts])
-        value = int(np.partition(found, seen.within - wanted)[seen.within - wanted])
-        ties = wanted - int((found > value).sum())
+        value, larger = _from_top(found, wanted, search.low, search.high)
+        ties = wanted - larger
         search.cut = (value, int(places[found == value][ties - 1]))
     elif seen.bins is not None:
         from_top = np.cumsum(seen.bins[::-1])
@@ -247,6 +249,18 @@ def _judge(whole: Whole, seen: _Pass) -> None:
         all_of_them = wanted == seen.within
         last = _EVERY if all_of_them else _last_tie(whole, search.read, search.low, wanted)
         search.cut = (search.low, last)
+
+
+def _from_top(bits: np.ndarray, rank: int, low: int, high: int) -> tuple[int, int]:
+    """Number `rank` from the top of bits that lie within low … high, and how many are larger."""
+    shift = max(0, (high - low).bit_length() - _FINE_LOG2)
+    bins = (bits - np.uint32(low)) >> np.uint32(shift)
+    from_top = np.cumsum(np.bincount(bins)[::-1])
+    place = int(np.searchsorted(from_top, rank))
+    larger = int(from_top[place - 1]) if place else 0
+    inside = np.sort(bits[bins == len(from_top) - 1 - place])
+    value = int(inside[len(inside) - (rank - larger)])
+    return value, larger + int((inside > value).sum())
 
 
 def _last_tie(whole: Whole, read: Bits, value: int, ties: int) -> int:
