@@ -144,7 +144,7 @@ def uniform(chunk: Chunk, model: int) -> Array:
 def _one_key_each(chunk: Chunk) -> list[Chunk]:
     """The parts before and from a multiple of 2³² on, where draws take another key.
 
-    None for nearly every chunk: it has no such place within.
+    Empty where no such place lies within, which is nearly everywhere.
     """
     count = chunk.models.shape[1]
     border = -chunk.start % 2**32
