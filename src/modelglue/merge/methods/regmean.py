@@ -99,7 +99,7 @@ def _shrunk(gram: Rows, start: int, stop: int, alpha: float) -> Tensor:
     """Rows of a Gram matrix, what is off the diagonal × alpha: float64."""
     import torch
 
-    block = torch.as_tensor(gram.read(start, stop)).double()
+    block = torch.as_tensor(gram.read(start, stop)).to(torch.float64, copy=True)
     diagonal = block[:, start:stop].diagonal().clone()
     block.mul_(alpha)
     block[:, start:stop].diagonal().copy_(diagonal)
