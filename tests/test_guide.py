@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
@@ -39,6 +44,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.save_pretrained(tools)
     tokenizer.save_pretrained(tools)
+    t5 = AutoConfig.for_model(
+        "t5", d_model=16, d_kv=8, d_ff=24, num_layers=8, num_heads=2, vocab_size=64
+    )
+    AutoModelForSeq2SeqLM.from_config(t5).save_pretrained(root / "models/t5")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -61,6 +70,7 @@ def test_the_guide_has_its_examples() -> None:
         "ties.yml",
         "slerp.yml",
         "stack.yml",
+        "encoder.yml",
         "union.yml",
         "lora.yml",
         "fisher.yml",
@@ -78,9 +88,13 @@ def test_every_command_and_configuration_of_the_guide_runs(
     for name in CONFIGS:
         run(f"merge {name} out/{name} --dry-run")
         run(f"merge {name} out/{name}")
-        AutoModelForCausalLM.from_pretrained(place / "out" / name)
+        kind = AutoModelForSeq2SeqLM if name == "encoder.yml" else AutoModelForCausalLM
+        _, told = kind.from_pretrained(place / "out" / name, output_loading_info=True)
+        assert not told["missing_keys"]
     with Checkpoint.open(place / "out/stack.yml") as stacked:
         assert stacked.config["num_hidden_layers"] == 48
+    with Checkpoint.open(place / "out/encoder.yml") as stacked:
+        assert (stacked.config["num_layers"], stacked.config["num_decoder_layers"]) == (12, 8)
     assert "<tool>" in AutoTokenizer.from_pretrained(place / "out/union.yml").get_vocab()
 
 

@@ -26,10 +26,10 @@ def compared(
     """Where models differ from the one that gives the output its configuration.
 
     Returns:
-        (what changes the meaning of entries, what else differs), a sentence each.
+        (what changes the meaning of entries, what else differs), a sentence a model.
     """
-    crimes: list[str] = []
-    others: list[str] = []
+    crimes: dict[str, None] = {}
+    others: dict[str, None] = {}
     for model in models:
         if model is template:
             continue
@@ -39,10 +39,11 @@ def compared(
         ]
         with contextlib.suppress(CorruptCheckpoint):  # then there is nothing to compare
             found += setting_differences(template, model)
-        for difference in found:
-            told = _told(difference, template, model)
-            (crimes if difference.of_entries else others).append(told)
-    return tuple(dict.fromkeys(crimes)), tuple(dict.fromkeys(others))
+        for told, of_entries in ((crimes, True), (others, False)):
+            alike = [one for one in found if one.of_entries == of_entries]
+            if alike:
+                told["; ".join(_told(one, template, model) for one in alike)] = None
+    return tuple(crimes), tuple(others)
 
 
 def _told(difference: Difference, template: Checkpoint, model: Checkpoint) -> str:
