@@ -8,8 +8,11 @@ import hollow
 import pytest
 from rich.console import Console
 
+from modelglue.cli.app import app
+from modelglue.errors import NotMergeable
 from modelglue.merge.config.schema import parse_config
 from modelglue.merge.plan.merge_plan import make_plan
+from modelglue.merge.run import merge
 from modelglue.report.plan_tables import constant, folded, print_plan
 
 
@@ -169,3 +172,15 @@ def test_names_with_braces_and_markup_are_printed_as_they_are(tmp_path: Path) ->
     text = printed(plan(tmp_path, "linear", models=["a"]))
     assert "odd.{0}.[red]w" in text
     assert "odd.{1}.3.[red]w" in text
+
+
+def test_other_heads_are_merged_by_command_only_if_that_is_allowed(tmp_path: Path) -> None:
+    for name, heads in (("a", 4), ("b", 8)):
+        hollow.save(tmp_path / name, num_attention_heads=heads)
+    file = tmp_path / "merge.yml"
+    file.write_text("merge_method: linear\nmodels: [a, b]\n")
+    with pytest.raises(NotMergeable, match="num_attention_heads: 4 in a, 8 in b"):
+        app(["merge", str(file), str(tmp_path / "out")], standalone_mode=False)
+    command = ["merge", str(file), str(tmp_path / "out"), "--allow-crimes", "--dry-run"]
+    app(command, standalone_mode=False)
+    assert merge(file, tmp_path / "merged", allow_crimes=True).exists()
