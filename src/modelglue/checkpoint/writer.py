@@ -31,6 +31,8 @@ from modelglue.journal import sync_folder
 if TYPE_CHECKING:
     import torch
 
+_OUTSIDE = (KeyboardInterrupt, SystemExit, CheckpointError, OSError, RunError, MemoryError)
+
 
 class CheckpointWriter:
     """Writes one checkpoint; a context manager that leaves nothing behind unless committed.
@@ -99,8 +101,7 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         # Stopped from outside, not by anything wrong with the work: it may go on later.
-        outside = KeyboardInterrupt | SystemExit | CheckpointError | OSError | RunError | MemoryError
-        stopped = isinstance(error, outside)
+        stopped = isinstance(error, _OUTSIDE)
         # A sync that failed once may succeed the next time, with the bytes lost: no more of them.
         flush = not isinstance(error, OSError)
         self._abandon(keep=self._purpose is not None and stopped, flush=flush)
