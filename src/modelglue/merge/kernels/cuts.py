@@ -138,6 +138,8 @@ class _Pass:
         self.found: list[tuple[int, np.ndarray, np.ndarray]] | None = []
         """(where the chunk begins, bits, places) of what is within; None: too many."""
         self.bins: np.ndarray | None = None
+        self.counts: list[tuple[int, int]] = []
+        """(where the chunk begins, how many are within)."""
         self._held = 0
         self._lock = threading.Lock()
 
@@ -149,6 +151,7 @@ class _Pass:
         with self._lock:
             self.above += above
             self.within += within
+            self.counts.append((start, within))
             if self.found is not None and whole and self._held + within <= _HELD:
                 self._held += within
                 self.found.append((start, found, places + start))
@@ -246,8 +249,7 @@ def _judge(whole: Whole, seen: _Pass) -> None:
         search.low += chosen * width
         search.high = min(search.low + width - 1, search.high)
     else:
-        all_of_them = wanted == seen.within
-        last = _EVERY if all_of_them else _last_tie(whole, search.read, search.low, wanted)
+        last = _EVERY if wanted == seen.within else _last_tie(whole, seen, wanted)
         search.cut = (search.low, last)
 
 
@@ -263,15 +265,11 @@ def _from_top(bits: np.ndarray, rank: int, low: int, high: int) -> tuple[int, in
     return value, larger + int((inside > value).sum())
 
 
-def _last_tie(whole: Whole, read: Bits, value: int, ties: int) -> int:
-    """The flat index of the entry of that magnitude which is number `ties`."""
-
-    def count(chunk: Chunk) -> int:
-        return len(backend(chunk).where_equal(read(chunk), value))
-
-    before = np.cumsum(whole.map(count))
+def _last_tie(whole: Whole, seen: _Pass, ties: int) -> int:
+    """The flat index of number `ties` of the entries within, which are all of one magnitude."""
+    before = np.cumsum([count for _, count in sorted(seen.counts)])
     index = int(np.searchsorted(before, ties))
     chunk = whole.chunk(index)
-    places = backend(chunk).where_equal(read(chunk), value)
+    places = backend(chunk).where_equal(seen.search.read(chunk), seen.search.low)
     within = ties - (int(before[index - 1]) if index else 0)
     return chunk.offset + chunk.start + int(places[within - 1])
