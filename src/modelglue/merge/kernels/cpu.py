@@ -132,7 +132,7 @@ def _room(room: int) -> tuple[np.ndarray, np.ndarray]:
 def _scanned(counts: np.ndarray, found: np.ndarray, places: np.ndarray) -> Scanned:
     above, within, known = map(int, counts)
     kept = known if known == within else 0
-    return above, within, found[:kept].copy(), places[:kept].astype(np.int64)
+    return above, within, found[:kept].copy(), places[:kept].copy()
 
 
 def histogram(bits: np.ndarray, low: int, high: int, shift: int, bins: int) -> np.ndarray:

@@ -136,7 +136,7 @@ class _Pass:
         self.search = search
         self.above = self.within = 0
         self.found: list[tuple[int, np.ndarray, np.ndarray]] | None = []
-        """(where the chunk begins, bits, places) of what is within; None: too many."""
+        """(where the chunk begins, bits, places in it) of what is within; None: too many."""
         self.bins: np.ndarray | None = None
         self.counts: list[tuple[int, int]] = []
         """(where the chunk begins, how many are within)."""
@@ -154,7 +154,7 @@ class _Pass:
             self.counts.append((start, within))
             if self.found is not None and whole and self._held + within <= _HELD:
                 self._held += within
-                self.found.append((start, found, places + start))
+                self.found.append((start, found, places))
                 return
             before, self.found = self.found or [], None
         if search.low == search.high:
@@ -237,11 +237,14 @@ def _judge(whole: Whole, seen: _Pass) -> None:
         search.low, search.high = 0, search.low - 1
     elif seen.found is not None:
         parts = sorted(seen.found, key=lambda part: part[0])
-        found = np.concatenate([bits for _, bits, _ in parts])
-        places = np.concatenate([places for _, _, places in parts])
-        value, larger = _from_top(found, wanted, search.low, search.high)
-        ties = wanted - larger
-        search.cut = (value, int(places[found == value][ties - 1]))
+        bits = np.concatenate([found for _, found, _ in parts])
+        value, larger = _from_top(bits, wanted, search.low, search.high)
+        tie = int(np.flatnonzero(bits == value)[wanted - larger - 1])
+        for start, found, places in parts:
+            if tie < len(found):
+                search.cut = (value, start + int(places[tie]))
+                break
+            tie -= len(found)
     elif seen.bins is not None:
         from_top = np.cumsum(seen.bins[::-1])
         chosen = len(from_top) - 1 - int(np.searchsorted(from_top, wanted))

@@ -34,7 +34,8 @@ def _byte_of(bit):
 @compiled
 def _scan(x, low, high, start, mask, found, places, counts):
     """Add to counts (above, within, found) what bits [B] hold; see `scan`."""
-    mask[x.shape[0] :] = 0
+    if x.shape[0] < mask.shape[0]:
+        mask[x.shape[0] :] = 0
     above, within = _mark(x, low, high, mask)
     counts[0] += above
     counts[1] += within
