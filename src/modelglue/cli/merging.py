@@ -1,5 +1,8 @@
 """Merging: merge, the methods, and the statistics that some of them need."""
 
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +21,12 @@ def merge(
     ] = None,
     device: Device = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Write NaN and infinity, and say where.")
+        bool,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Write NaN and infinity, and say where. A method that measures a tensor first may "
+            "spoil all of one that holds any.",
+        ),
     ] = False,
     allow_crimes: Annotated[
         bool,
@@ -53,9 +61,7 @@ def merge(
         described = plan.describe(threads=threads)
         print_json(described) if as_json else print_plan(described)
         return
-    from modelglue.report.progress import bytes_progress
-
-    with bytes_progress(f"merging into {out}") as progress:
+    with _progress(f"merging into {out}") as progress:
         merged = execute(
             plan,
             out,
@@ -81,6 +87,15 @@ def merge(
     if merged.resumed:
         typer.echo(f"went on after {merged.resumed} finished tensors", err=True)
     typer.echo(f"{out}: {plan.method} of {', '.join(model.name for model in plan.models)}")
+
+
+def _progress(text: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """A bar, where somebody looks: importing it takes longer than a small merge."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from modelglue.report.progress import bytes_progress
+
+    return bytes_progress(text)
 
 
 @app.command()
