@@ -129,6 +129,17 @@ def grams(models, base, minus_base, width, first, out):
 
 
 @compiled
+def _add_task_vector(x, base, w, out):
+    """Out [B] += w · (x − base); how many of x − base are not finite."""
+    bad = np.uint32(0)
+    for j in range(out.shape[0]):
+        delta = number(x[j]) - number(base[j])
+        out[j] += w * delta
+        bad += np.uint32((as_bits(delta) & MAGNITUDE) >= INFINITE)
+    return bad
+
+
+@compiled
 def _cut(t, bits, last, above):
     """Set to 0 what is not above the cut, or (above=False) what is.
 
@@ -264,6 +275,7 @@ def task_vector_sum(
     keep_bits, keep_last = keep
     drop_bits, drop_last = drop
     keys, twists, limits = draws
+    everything = consensus == 0 and not keep_bits.size and not drop_bits.size and not keys.size
     t = np.empty((n, BLOCK), np.float32)
     elected = np.empty(BLOCK, np.float32)
     counted = np.empty(BLOCK, np.float32)
@@ -274,6 +286,9 @@ def task_vector_sum(
         elected[:] = ZERO
         bad = np.uint32(0)
         for i in range(n):
+            if everything:
+                bad += _add_task_vector(models[i, s : s + m], b, factors[i], elected[:m])
+                continue
             ti = t[i, :m]
             bad += _task_vector(models[i, s : s + m], b, ti)
             if keep_bits.shape[0]:
