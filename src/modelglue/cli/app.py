@@ -45,7 +45,7 @@ def main() -> None:
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     # Nothing here is faster with these, and both print warnings when a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Imports make many objects and no garbage: looking for some takes a tenth of the start.
+    # Imports make many objects and no garbage: looking for some takes a tenth of a small merge.
     gc.set_threshold(100_000)
     try:
         app(argv, prog_name="modelglue")
@@ -68,6 +68,8 @@ def main() -> None:
                 err=True,
             )
         raise
+    finally:
+        gc.freeze()  # the interpreter's last look for garbage takes as long
 
 
 def print_json(value: Any) -> None:

@@ -83,6 +83,12 @@ def weighted_sum(models, weights, out):
 
 
 @compiled
+def _subtract(x, base, t):
+    for j in range(t.shape[0]):
+        t[j] = number(x[j]) - number(base[j])
+
+
+@compiled
 def _task_vector(x, base, t):
     """x − base → t: [B] float32; how many of them are not finite."""
     bad = np.uint32(0)
@@ -102,6 +108,18 @@ def _dot(a, b):
     return total
 
 
+@reduction
+def _two_dots(a, b, c):
+    """A·b and a·c, for which a is looked at once."""
+    first = 0.0
+    second = 0.0
+    for j in range(a.shape[0]):
+        x = np.float64(a[j])
+        first += x * np.float64(b[j])
+        second += x * np.float64(c[j])
+    return first, second
+
+
 @compiled
 def grams(models, base, minus_base, width, first, out):
     """Add dot products to out [rows, m, m]: of models [n, k], less base [k] or with it as the last.
@@ -119,12 +137,17 @@ def grams(models, base, minus_base, width, first, out):
             decode(base[s:e], f[n, : e - s])
         for i in range(n):
             if minus_base:
-                _task_vector(models[i, s:e], base[s:e], f[i, : e - s])
+                _subtract(models[i, s:e], base[s:e], f[i, : e - s])
             else:
                 decode(models[i, s:e], f[i, : e - s])
         for a in range(m):
-            for b in range(a + 1):
-                out[row, a, b] += _dot(f[a, : e - s], f[b, : e - s])
+            for b in range(0, a, 2):
+                x, y, z = f[a, : e - s], f[b, : e - s], f[b + 1, : e - s]
+                one, other = _two_dots(x, y, z)
+                out[row, a, b] += one
+                out[row, a, b + 1] += other
+            if a % 2 == 0:
+                out[row, a, a] += _dot(f[a, : e - s], f[a, : e - s])
         s = e
 
 
