@@ -55,7 +55,9 @@ def as_bits(typing: Any, number: Any) -> Any:
 
 def number(stored: Any) -> Any:
     """Float32 of an entry: itself, or bfloat16 given as the upper half of its bits."""
-    raise NotImplementedError
+    if isinstance(stored, np.uint16):
+        return (np.uint32(stored) << S16).view(np.float32)
+    return np.float32(stored)
 
 
 @overload(number, jit_options={"nogil": True})
