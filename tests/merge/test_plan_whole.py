@@ -32,7 +32,6 @@ def test_a_plan_describes_every_tensor_as_plain_data(zoo: list[Path]) -> None:
     assert found["parameters"]["weight"] == [1.0, 1.0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells private memory")
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
 def test_the_memory_that_a_plan_tells_is_about_what_the_merge_takes(
     tmp_path: Path, method: str
