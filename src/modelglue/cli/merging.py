@@ -1,5 +1,6 @@
 """Merging: merge, the methods, and the statistics that some of them need."""
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -54,6 +55,7 @@ def merge(
         raise OutputExists(f"{out} is there already; choose another folder")
     device = None if device == "cpu" else device
     require_device(device)
+    gc.set_threshold(100_000)  # a plan has very many objects and no cycles: a fifth of the time
     plan = as_plan(config, allow_crimes=allow_crimes)
     if dry_run:
         from modelglue.report.plan_tables import print_plan

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -104,8 +105,9 @@ class TensorReader:
             if source is not None and source.model is not None
         ]
         self.statistics: Sequence[Rows] = held if len(held) == self.n else ()
+        self._only: Chunk | None = None
 
-    @property
+    @cached_property
     def ranges(self) -> list[tuple[int, int]]:
         """The chunks, as flat ranges."""
         rows, width = METHODS[self._tensor.method].rows(self._tensor.parameters), self._width
@@ -127,12 +129,18 @@ class TensorReader:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole tensor: [n, numel] of the models and [numel] of the base."""
+        self._only = None
         return self._arrays([(0, self.numel)])
 
     def read(self, start: int, stop: int) -> Chunk:
-        """The entries from `start` to before `stop`."""
+        """The entries from `start` to before `stop`; a tensor of one chunk is read once."""
+        if self._only is not None and stop - start == self.numel:
+            return self._only
         models, base = self._arrays([(start, stop)])
-        return self._chunk(models, base, start, self._same(start, stop))
+        chunk = self._chunk(models, base, start, self._same(start, stop))
+        if stop - start == self.numel:
+            self._only = chunk
+        return chunk
 
     def stored(self, start: int, stop: int, *, phase: int = 0) -> np.ndarray:
         """The first source's entries in the dtype of their file: [stop - start].
@@ -158,6 +166,7 @@ class TensorReader:
         starts = [i * step for i in range(pieces)]
         parts = [(s, min(s + unit, self.numel)) for s in starts]
         at = np.concatenate([np.arange(*part) for part in parts])
+        self._only = None  # the buffers are its
         return replace(self._chunk(*self._arrays(parts), 0, None), at=at)
 
     def _chunk(

@@ -35,6 +35,7 @@ Progress = Callable[[int, int], None]
 """(elements written, elements to write)"""
 
 _COPY = 4 << 20
+_TINY = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,14 @@ def purpose(plan: MergePlan, device: str | None) -> str | None:
     digest = hashlib.sha256()
     head = [installed_versions()["modelglue"], stamps, device, dict(plan.output_config)]
     digest.update(json.dumps(head, default=str).encode())
+    said: dict[int, str] = {}  # tensors share their parameters
     for tensor in plan.tensors:
-        digest.update(repr((tensor.name, tensor.method, tensor.sources, tensor.base)).encode())
-        digest.update(repr((tensor.dtype, sorted(tensor.parameters.items()))).encode())
-        digest.update(repr((tensor.shape, tensor.statistics)).encode())
+        parameters = tensor.parameters
+        if id(parameters) not in said:
+            said[id(parameters)] = repr(sorted(parameters.items()))
+        parts = (tensor.name, tensor.method, tensor.sources, tensor.base, tensor.dtype)
+        digest.update(repr((*parts, tensor.shape, tensor.statistics)).encode())
+        digest.update(said[id(parameters)].encode())
         if tensor.union is not None:
             for indices in _rows(tensor.union):
                 digest.update(b"none" if indices is None else indices.tobytes())
@@ -147,6 +152,8 @@ class _Work:
     measured: Mapping[str, tuple[object, int]]
     nonfinite: dict[str, int] | None
     counting: threading.Lock = field(default_factory=threading.Lock)
+    tiny: threading.Lock = field(default_factory=threading.Lock)
+    """Held for what is mostly Python: two threads at it would only wait for each other's GIL."""
 
     def jobs(self, tensors: list[TensorPlan]) -> list[Job]:
         """One a tensor; where the method measures, the largest first, so that none ends alone."""
@@ -156,6 +163,12 @@ class _Work:
 
     def _start(self, tensor: TensorPlan) -> Job:
         def start(workspace: Workspace) -> list[Job]:
+            if tensor.numel > _TINY:
+                return begin(workspace)
+            with self.tiny:
+                return begin(workspace)
+
+        def begin(workspace: Workspace) -> list[Job]:
             if tensor.copied:
                 self._copy(tensor)
                 return []
@@ -164,10 +177,11 @@ class _Work:
             method = METHODS[tensor.method]
             if tensor.name not in self.measured:
                 measured = method.first_pass(reader, tensor.parameters)
-            jobs = [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
             if tensor.numel > CHUNK:
-                return jobs
-            return [further for job in jobs for further in job.run(workspace)]
+                return [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
+            for chunk in reader.ranges:
+                self._merge(reader, tensor, measured, chunk, workspace)
+            return []
 
         return Job(start, tensor.numel if tensor.copied or tensor.numel <= CHUNK else 0)
 

@@ -31,7 +31,7 @@ _ROOM = 1 << 16
 _BINS_LOG2 = 16
 _FINE_LOG2 = 12
 _SMALL = 1 << 14
-_HELD = 1 << 20
+_HELD = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _find(whole: Whole, searches: Sequence[_Search]) -> list[tuple[int, int]]:
             search.cut = (0, _EVERY)
         elif search.count <= 0:
             search.cut = (0xFFFFFFFF, -1)
-    if whole.numel <= _SMALL and _open(searches):
+    if whole.numel <= _SMALL:
         _at_once(whole, _open(searches))
     _bracket(whole, _open(searches))
     while pending := _open(searches):
@@ -186,17 +186,22 @@ def _open(searches: Sequence[_Search]) -> list[_Search]:
 
 def _at_once(whole: Whole, searches: Sequence[_Search]) -> None:
     """The cuts of a small whole: all its magnitudes side by side."""
+    if not searches:
+        return
+    bits = np.empty((len(searches), whole.numel), np.uint32)
 
-    def look(chunk: Chunk) -> list[Array]:
-        # A copy: chunks share their memory.
-        return [np.array(backend(chunk).to_numpy(search.read(chunk))) for search in searches]
+    def look(chunk: Chunk) -> None:
+        first = chunk.offset + chunk.start
+        for row, search in zip(bits, searches, strict=True):
+            found = backend(chunk).to_numpy(search.read(chunk))
+            row[first : first + len(found)] = found
 
-    looked = whole.map(look)
-    for number, search in enumerate(searches):
-        bits = np.concatenate([parts[number] for parts in looked])
-        value = np.partition(bits, len(bits) - search.count)[len(bits) - search.count]
-        ties = search.count - int((bits > value).sum())
-        search.cut = (int(value), int(np.flatnonzero(bits == value)[ties - 1]))
+    whole.map(look)
+    for search, row, ordered in zip(searches, bits, np.sort(bits), strict=True):
+        place = whole.numel - search.count
+        value = ordered[place]
+        ties = ordered.searchsorted(value, "right") - place
+        search.cut = (int(value), int((row == value).nonzero()[0][ties - 1]))
 
 
 def _bracket(whole: Whole, searches: Sequence[_Search]) -> None:
@@ -265,7 +270,7 @@ def _from_top(bits: np.ndarray, rank: int, low: int, high: int) -> tuple[int, in
     larger = int(from_top[place - 1]) if place else 0
     inside = np.sort(bits[bins == len(from_top) - 1 - place])
     value = int(inside[len(inside) - (rank - larger)])
-    return value, larger + int((inside > value).sum())
+    return value, larger + int(np.count_nonzero(inside > value))
 
 
 def _last_tie(whole: Whole, seen: _Pass, ties: int) -> int:

@@ -1,5 +1,7 @@
 """Which of the two implementations a chunk takes."""
 
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -9,10 +11,9 @@ from modelglue.merge.chunk import Chunk
 
 def backend(chunk: Chunk) -> ModuleType:
     """`cpu` for numpy arrays, `device` for torch tensors; neither is imported without need."""
-    if isinstance(chunk.models, np.ndarray):
-        from modelglue.merge.kernels import cpu
+    return _module("cpu" if isinstance(chunk.models, np.ndarray) else "device")
 
-        return cpu
-    from modelglue.merge.kernels import device
 
-    return device
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f"modelglue.merge.kernels.{name}")
