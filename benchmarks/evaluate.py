@@ -47,9 +47,9 @@ import torch
 
 # Parameters in millions: vocabulary, hidden, FFN, layers, heads, and how many items are scored.
 SHAPES = {
-    1: (1024, 128, 384, 4, 4, 200),
-    20: (8192, 384, 1152, 9, 6, 100),
-    100: (32000, 768, 2048, 12, 12, 24),
+    1: (1024, 128, 384, 4, 4, 100),
+    20: (8192, 384, 1152, 9, 6, 40),
+    100: (32000, 768, 2048, 12, 12, 12),
 }
 SHOTS = (0, 5)
 HARNESS_BATCHES = (8, 16, 32, 64)

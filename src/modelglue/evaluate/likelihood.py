@@ -35,8 +35,8 @@ _MOST_LOGITS = 1 << 27
 # single tokens are apart by a tenth; there it is the mean that counts.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 _COARSE_TOLERANCE = 0.05
-# Tokens of a beginning that items are tried behind.
-_TRIED_TOKENS = 16
+# Tokens of a shared beginning, and of a context behind it, with which a layout is tried.
+_TRIED_TOKENS = 8
 
 BatchSize = int | Literal["auto"]
 
@@ -89,11 +89,9 @@ class LikelihoodScorer:
         regime = self._regime(items)
         key = ("prefix", regime)
         if key not in self._works:
-            # Below all bounds a shorter beginning tells as much, and costs less.
-            cut = 0 if any(regime) else max(0, shared - _TRIED_TOKENS)
-            sample = [_without(item, cut) for item in _sample(items)]
+            kept = shared if any(regime) else min(shared, _TRIED_TOKENS)
             self._works[key] = self._agrees(
-                sample, lambda row: self._forward_behind([row], shared - cut)
+                self._sample(items, shared), lambda row: self._forward_behind([row], kept)
             )
         if not self._works[key]:
             return []
@@ -104,12 +102,11 @@ class LikelihoodScorer:
         return self._forward_behind([items[row] for row in rows], shared)
 
     def _score_batch(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
-        branching = [item for item in items if not item.is_plain]
-        if not branching:
+        if all(item.is_plain for item in items):
             return self._forward_plain(items)
         key = ("tree", self._regime(items))
         if key not in self._works:
-            self._works[key] = self._agrees(_sample(branching), self._forward_tree)
+            self._works[key] = self._agrees(self._sample(items), self._forward_tree)
         return self._forward_tree(items) if self._works[key] else self._plain(items, batch_size)
 
     def _plain(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
@@ -124,6 +121,18 @@ class LikelihoodScorer:
                 found[i] = numbers[0]
         flat = iter(found)
         return [[next(flat) for _ in item.continuations] for item in items]
+
+    def _sample(self, items: Sequence[Item], shared: int = 0) -> list[Item]:
+        """What a layout is tried with: the deepest item, and a short one that branches if any does.
+
+        Below all bounds a short context tells as much as a long one, and costs less.
+        """
+        deepest = max(items, key=lambda item: item.depth)
+        others = [item for item in items if item is not deepest]
+        short = sorted(others, key=lambda item: (item.is_plain, item.length))[:1]
+        if any(self._regime(items)):
+            return [deepest, *short]
+        return [_shortened(item, shared) for item in (deepest, *short)]
 
     def _agrees(
         self, items: Sequence[Item], forward: Callable[[Sequence[Item]], list[list[Found]]]
@@ -243,11 +252,13 @@ def _only_at(head: torch.nn.Module, places: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _sample(items: Sequence[Item]) -> list[Item]:
-    """The first and the last of items, by falling length: what a layout is tried with."""
-    return [items[0], items[-1]] if len(items) > 1 else list(items)
-
-
-def _without(item: Item, count: int) -> Item:
-    """An item without its first tokens."""
-    return lay_out([Continued(c.tokens[count:], c.start - count) for c in item.continuations])
+def _shortened(item: Item, shared: int) -> Item:
+    """An item that keeps a few tokens of its beginning and a few before its continuations."""
+    begin = max(0, shared - _TRIED_TOKENS)
+    end = max(shared, len(item.head) - _TRIED_TOKENS)
+    return lay_out(
+        [
+            Continued(c.tokens[begin:shared] + c.tokens[end:], c.start - begin - (end - shared))
+            for c in item.continuations
+        ]
+    )
