@@ -63,13 +63,13 @@ def test_what_continuations_share_stands_once() -> None:
 
 def test_continuations_stand_alone_where_a_tree_would_cost_more() -> None:
     context = tuple(range(100))
-    whole = [Continued((*context, n, n, n), 100) for n in range(4)]
-    assert trees(whole, 64) == [lay_out(whole)]
+    whole = tuple(Continued((*context, n, n, n), 100) for n in range(4))
+    assert trees(whole, 64) == (lay_out(whole),)
     # Cut from the left, each by the length of its own continuation.
-    cut = [Continued((*context[n:], *[n] * n), 100 - n) for n in range(2, 6)]
-    assert trees(cut, 64) == [lay_out([one]) for one in cut]
-    assert trees(whole[:1], 64) == [lay_out(whole[:1])]
-    assert trees([], 64) == []
+    cut = tuple(Continued((*context[n:], *[n] * n), 100 - n) for n in range(2, 6))
+    assert trees(cut, 64) == tuple(lay_out((one,)) for one in cut)
+    assert trees(whole[:1], 64) == (lay_out(whole[:1]),)
+    assert trees((), 64) == ()
 
 
 def items_of(*groups: tuple[int, int]) -> list:

@@ -117,10 +117,13 @@ class _CachedBatch:
         if self._prefix is not None:
             cache = self._prefix.begin(shared + longest, len(prompts))
             seen = torch.cat([seen.new_ones(len(prompts), shared), seen], dim=1)
+        elif self._cache.can_join:
+            rows = len(self._seen)
+            cache = self._cache.within(part, rows=rows, width=width, columns=longest)
         else:
-            cache = self._cache.like(longest) if self._cache.can_join else self._cache
+            cache = self._cache
         logits = self._forward(torch.tensor(ids, device=seen.device), positions, seen, cache)
-        if self._cache.can_join:
+        if self._prefix is not None:
             self._cache.join(cache, part, rows=len(self._seen), width=width, shared=shared)
         return logits
 

@@ -9,6 +9,7 @@ say), which is then computed once for all:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -83,8 +84,11 @@ def lay_out(continuations: Sequence[Continued]) -> Item:
     )
 
 
-def trees(continuations: Sequence[Continued], width: int) -> list[Item]:
+@lru_cache(maxsize=100_000)
+def trees(continuations: tuple[Continued, ...], width: int) -> tuple[Item, ...]:
     """The continuations as one item, or each alone where that costs less: cut ones share little.
+
+    Kept, as tokens are: a search scores the same items a hundred times with other weights.
 
     Args:
         width: of the model's hidden states. A token's matrices then cost as much as its attention
@@ -95,12 +99,12 @@ def trees(continuations: Sequence[Continued], width: int) -> list[Item]:
         return length * (1 + length / (6 * width))
 
     if not continuations:
-        return []
+        return ()
     together = lay_out(continuations)
     alone = sum(cost(len(continued.tokens) - 1) for continued in continuations)
     if cost(together.length) <= alone:
-        return [together]
-    return [lay_out([continued]) for continued in continuations]
+        return (together,)
+    return tuple(lay_out((continued,)) for continued in continuations)
 
 
 def families(items: Sequence[Item]) -> list[tuple[list[int], int]]:
