@@ -45,6 +45,8 @@ def make_zoo(root: Path) -> Path:
             _task("echo", "generate", max_new_tokens=3),
             _task("code", "code", max_new_tokens=3),
         ],
+        # Too few items to set some aside that accept.
+        "search": {"validation": 0},
         "output": "runs/first",
     }
     path = root / "glue.yaml"

@@ -87,6 +87,8 @@ def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]) 
         (["methods", "liner"], 'did you mean "linear"?'),
         (["minizoo", "quik", "zoo"], 'did you mean "quick"?'),
         (["eval", "nowhere", "--task", "gone.yaml"], "gone.yaml: cannot be read"),
+        (["eval", "nowhere"], "name a task or a suite"),
+        (["eval", "nowhere", "--suite", "paper-report", "--data", "d"], "there is no dev.jsonl or"),
         (["cluster", "./a", "--task-vectors"], "--base"),
     ],
 )
@@ -156,7 +158,8 @@ def test_failed_work_is_exit_code_1(
     output = tmp_path / "taken"
     for threshold, code in [(0.95, 0), (0.9, 1)]:
         path = zoo.parent / f"{threshold}.yaml"
-        recipe |= {"threshold": threshold, "search": {"strategies": ["heuristic_average"]}}
+        search = {"strategies": ["heuristic_average"], "validation": 0}
+        recipe |= {"threshold": threshold, "search": search}
         path.write_text(yaml.safe_dump(recipe))
         assert run("search", path, "--output", output) == code
     assert "another recipe" in capsys.readouterr().err

@@ -12,13 +12,15 @@
     │   ├── MergeError
     │   │   ├── ShapeMismatch
     │   │   ├── NonFiniteTensor
+    │   │   ├── UnusableValues        parameters that nothing can be merged with
     │   │   └── NotMergeable          architecture or vocabulary differ
     │   ├── TaskError               a task file or a task's settings
     │   ├── MixtureError            experts or a router that cannot go together
     │   └── OutputExists            the place to write to is taken
     └── RunError                  exit code 1: the input was fine, the work failed
         ├── SandboxUnavailable      untrusted code would have to run unprotected
-        ├── EvaluationError         a model gave no usable number (NaN, out of memory)
+        ├── EvaluationError         a model gave no usable number (out of memory, say)
+        │   └── NonFiniteOutput       it gave NaN or infinity
         ├── OutOfSpace              the disk cannot hold the result
         └── RunConflict             another process or another recipe owns the run directory
 
@@ -97,6 +99,10 @@ class NonFiniteTensor(MergeError):
     """A tensor holds NaN or infinity."""
 
 
+class UnusableValues(MergeError):
+    """Values of a method's parameters that nothing can be merged with: weights that cancel, say."""
+
+
 class NotMergeable(MergeError):
     """Models differ in architecture or vocabulary."""
 
@@ -123,6 +129,10 @@ class SandboxUnavailable(RunError):
 
 class EvaluationError(RunError):
     """A model gave no usable number."""
+
+
+class NonFiniteOutput(EvaluationError):
+    """A model gave NaN or infinity where a number was due."""
 
 
 class OutOfSpace(RunError):

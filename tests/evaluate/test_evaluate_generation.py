@@ -1,6 +1,8 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,32 @@ def test_batching_changes_no_answer(model: HuggingFaceModel) -> None:
     model.batch_size = "auto"
 
 
+SHOTS = "Is snow white? yes\n\nIs coal white? no\n\n"
+QUESTIONS = [
+    f"{SHOTS}Is {thing} white?"
+    for thing in ("milk", "a raven", "tar", "the moon on a cold night", "m", "ash", "salt", "it")
+]
+
+
+def test_examples_before_all_prompts_change_no_answer(model: HuggingFaceModel) -> None:
+    """Windows of 16 bind, bloom has no position ids: these read every prompt as a whole."""
+    with inputs(model.module) as shapes:
+        found = model.generate(QUESTIONS, max_new_tokens=12)
+    shared = (1, len(SHOTS + "Is ")) in shapes
+    assert shared == (model.module.config.model_type in ("llama", "qwen2", "gpt_neox"))
+    expected = [decoded(model, by_transformers(model, prompt, 12)) for prompt in QUESTIONS]
+    assert found == expected
+
+
+@contextmanager
+def inputs(module: Any) -> Iterator[list[torch.Size]]:
+    """The shapes of all that a module is run on."""
+    shapes: list[torch.Size] = []
+    handle = module.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    yield shapes
+    handle.remove()
+
+
 def test_sampling_depends_on_seed_and_prompt_alone(model: HuggingFaceModel) -> None:
     def sample(prompts: list[str], seed: int) -> list[str]:
         return model.generate(prompts, max_new_tokens=8, temperature=1.5, top_p=0.9, seed=seed)
@@ -117,6 +145,22 @@ def test_rows_leave_at_an_end_token_and_the_others_go_on_unchanged(
     assert any(len(tokens) == 16 for tokens in expected)
 
 
+def test_rows_that_have_stopped_are_computed_no_more(llama: HuggingFaceModel) -> None:
+    free = [by_transformers(llama, prompt, 24) for prompt in PROMPTS]
+    common = {token: sum(token in tokens for tokens in free) for token in {*free[0], *free[2]}}
+    end = max(common, key=common.__getitem__)
+    llama.module.generation_config.eos_token_id = [2, end]
+    with inputs(llama.module) as shapes:
+        llama.generate(PROMPTS, max_new_tokens=24)
+    llama.module.generation_config.eos_token_id = 2
+    ends = [next((n for n, t in enumerate(tokens) if t in (2, end)), 23) for tokens in free]
+    needed = [sum(step < end for end in ends) for step in range(max(ends))]
+    assert len(set(needed)) > 2
+    # Moving rows costs a copy, so it waits until a fifth of them have stopped.
+    computed = [rows for rows, _ in shapes[-len(needed) :]]
+    assert all(a <= b <= a / 0.8 for a, b in zip(needed, computed, strict=True))
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_stop_that_is_one_added_token_ends_an_answer(
     llama: HuggingFaceModel, special: bool
@@ -160,6 +204,24 @@ def test_prompt_and_answer_share_the_context(llama: HuggingFaceModel) -> None:
     )
     with pytest.raises(EvaluationError, match="holds 64 tokens in all"):
         llama.generate(["a"], max_new_tokens=64)
+
+
+def test_a_model_that_minds_padding_amid_a_text_reads_prompts_as_a_whole(
+    llama: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [f"{SHOTS}Is {'x' * n} white?" for n in range(1, 11)]
+    expected = llama.generate(questions, max_new_tokens=4)
+    forward = type(llama.module.model).forward
+
+    def by_column(self: Any, *given: Any, **named: Any) -> Any:
+        """Positions counted from the first column that is no padding."""
+        if (mask := named.get("attention_mask")) is not None and mask.ndim == 2:
+            columns = torch.arange(mask.shape[1]) - mask.argmax(dim=1, keepdim=True)
+            named["position_ids"] = columns[:, -named["position_ids"].shape[1] :].clamp(min=0)
+        return forward(self, *given, **named)
+
+    monkeypatch.setattr(type(llama.module.model), "forward", by_column)
+    assert llama.generate(questions, max_new_tokens=4) == expected
 
 
 def test_an_empty_prompt_starts_from_the_first_token(llama: HuggingFaceModel) -> None:

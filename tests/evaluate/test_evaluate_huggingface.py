@@ -14,9 +14,9 @@ from modelglue.errors import (
     EvaluationError,
     InputError,
 )
+from modelglue.evaluate.file_task import FileTask
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.model import LanguageModel
-from modelglue.evaluate.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_second_evaluation_tokenises_nothing(
             for n in (1, 2)
         ],
     )
-    task = Task.from_mapping(
+    task = FileTask.from_mapping(
         {"name": "parity", "kind": "multiple_choice", "search": file},
         root=Path(),
         splits=["search"],

@@ -1,13 +1,17 @@
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modelglue.errors import EvaluationError
+from modelglue.evaluate import likelihood as scoring
 from modelglue.evaluate.huggingface import HuggingFaceModel
-from modelglue.evaluate.likelihood import LikelihoodScorer
 
 # Families whose attention takes a tree mask, with a window that binds where there is one.
 TREE = {
@@ -17,8 +21,12 @@ TREE = {
     "gemma2": {"sliding_window": 16, "head_dim": 8},
     "mistral": {"sliding_window": 16},
 }
-# ALiBi has no position ids.
-PLAIN = {"bloom": {}}
+# ALiBi and state-space models have no position ids; convolutions see what stands beside them.
+PLAIN = {
+    "bloom": {},
+    "mamba": {},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+}
 CONTEXTS = [
     "the sky is",
     "a" * 30 + " b",
@@ -33,6 +41,9 @@ CONTINUATIONS = [
     ["there", "you all"],
     [" nine", " ten eleven twelve", " nine and ten", "é"],
 ]
+SHOTS = "Is snow white? yes\n\nIs coal white? no\n\n"
+QUESTIONS = [f"{SHOTS}Is {thing} white?" for thing in ("milk", "a raven in winter", "tar")] * 4
+ANSWERS = [[" yes", " no", " not at all", " yes and no"][:n] for n in (2, 3, 4)] * 4
 
 
 @pytest.fixture(scope="module", params=[*TREE, *PLAIN])
@@ -43,7 +54,9 @@ def model(
 ) -> HuggingFaceModel:
     path = tmp_path_factory.mktemp("family") / request.param
     sizes = {**TREE, **PLAIN}[request.param]
-    return sharpened(HuggingFaceModel.load(make_model(path, model_type=request.param, **sizes)))
+    model = HuggingFaceModel.load(make_model(path, model_type=request.param, **sizes))
+    # A state-space model would amplify rounding.
+    return model if request.param == "mamba" else sharpened(model)
 
 
 def sharpened(model: HuggingFaceModel) -> HuggingFaceModel:
@@ -71,9 +84,14 @@ def naive(model: HuggingFaceModel, context: str, continuation: str) -> tuple[flo
     )
 
 
-def test_likelihoods_are_those_of_a_loop_over_choices(model: HuggingFaceModel) -> None:
-    found = model.loglikelihoods(CONTEXTS, CONTINUATIONS)
-    for context, texts, likelihoods in zip(CONTEXTS, CONTINUATIONS, found, strict=True):
+@pytest.mark.parametrize(
+    ("contexts", "continuations"), [(CONTEXTS, CONTINUATIONS), (QUESTIONS, ANSWERS)]
+)
+def test_likelihoods_are_those_of_a_loop_over_choices(
+    model: HuggingFaceModel, contexts: list[str], continuations: list[list[str]]
+) -> None:
+    found = model.loglikelihoods(contexts, continuations)
+    for context, texts, likelihoods in zip(contexts, continuations, found, strict=True):
         for text, likelihood in zip(texts, likelihoods, strict=True):
             total, tokens, greedy = naive(model, context, text)
             assert likelihood.total == pytest.approx(total, abs=2e-5)
@@ -83,8 +101,10 @@ def test_likelihoods_are_those_of_a_loop_over_choices(model: HuggingFaceModel) -
 
 def test_the_tree_is_used_where_the_family_takes_it(model: HuggingFaceModel) -> None:
     model.loglikelihoods(CONTEXTS, CONTINUATIONS)
+    model.loglikelihoods(QUESTIONS, ANSWERS)
     expected = model.module.config.model_type in TREE
-    assert set(model._scorer._tree_works.values()) == {expected}
+    assert {layout for layout, _ in model._scorer._works} == {"tree", "prefix"}
+    assert set(model._scorer._works.values()) == {expected}
 
 
 def test_neither_batch_nor_order_nor_company_changes_a_likelihood(
@@ -116,21 +136,179 @@ def test_eager_attention_gets_an_additive_mask(llama: HuggingFaceModel) -> None:
     other = HuggingFaceModel(llama.module, llama.tokenizer)
     found = other.loglikelihoods(CONTEXTS, CONTINUATIONS)
     llama.module.set_attn_implementation("sdpa")
-    assert other._scorer._tree_works == {False: True}
-    for one, two in zip(expected, found, strict=True):
-        assert [x.total for x in one] == pytest.approx([x.total for x in two], abs=2e-5)
+    assert set(other._scorer._works.values()) == {True}
+    assert_equal(found, expected)
 
 
-def test_a_mask_that_is_ignored_is_found_out(
-    llama: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+def ignoring_masks(*arguments: Any, **named: Any) -> Any:
+    """An attention that is causal whatever it is told, as flash attention is."""
+    module, query, key, value, _, *rest = arguments
+    return sdpa_attention_forward(module, query, key, value, None, *rest, **named)
+
+
+def refusing_masks(*arguments: Any, **named: Any) -> Any:
+    if arguments[4] is not None:
+        raise ValueError("no masks here")
+    return sdpa_attention_forward(*arguments, **named)
+
+
+@contextmanager
+def attention(model: HuggingFaceModel, function: Callable[..., Any]) -> Iterator[HuggingFaceModel]:
+    AttentionInterface.register(function.__name__, function)
+    model.module.set_attn_implementation(function.__name__)
+    yield HuggingFaceModel(model.module, model.tokenizer)
+    model.module.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("function", [ignoring_masks, refusing_masks])
+@pytest.mark.parametrize(
+    ("contexts", "continuations"), [(CONTEXTS, CONTINUATIONS), (QUESTIONS, ANSWERS)]
+)
+def test_an_attention_that_takes_no_tree_gets_plain_rows(
+    roomy: HuggingFaceModel,
+    function: Callable[..., Any],
+    contexts: list[str],
+    continuations: list[list[str]],
 ) -> None:
-    expected = llama.loglikelihoods(CONTEXTS, CONTINUATIONS)
-    monkeypatch.setattr(LikelihoodScorer, "_mask", lambda *_: None)
-    other = HuggingFaceModel(llama.module, llama.tokenizer)
-    found = other.loglikelihoods(CONTEXTS, CONTINUATIONS)
-    assert other._scorer._tree_works == {False: False}
-    for one, two in zip(expected, found, strict=True):
+    expected = roomy.loglikelihoods(contexts, continuations)
+    with attention(roomy, function) as other:
+        found = other.loglikelihoods(contexts, continuations)
+        again = other.loglikelihoods(contexts, continuations)
+    assert set(other._scorer._works.values()) == {False}
+    assert_equal(found, expected)
+    assert again == found
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    for one, two in zip(found, expected, strict=True):
         assert [x.total for x in one] == pytest.approx([x.total for x in two], abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def roomy(
+    make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> HuggingFaceModel:
+    path = make_model(tmp_path_factory.mktemp("roomy") / "m", max_position_embeddings=96)
+    return sharpened(HuggingFaceModel.load(path))
+
+
+@contextmanager
+def inputs(module: Any) -> Iterator[list[torch.Size]]:
+    """The shapes of all that a module is run on."""
+    shapes: list[torch.Size] = []
+
+    def note(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shapes.append((arguments[0] if arguments else named["input_ids"]).shape)
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    yield shapes
+    handle.remove()
+
+
+def test_what_all_items_begin_with_is_computed_once(roomy: HuggingFaceModel) -> None:
+    """A byte is a token. An item costs its question, the space that all of its choices begin with,
+    and each choice without its last letter: "ye" and "n" are 3.
+    """
+    roomy.loglikelihoods(QUESTIONS, ANSWERS)  # finds out that it may
+    with inputs(roomy.module) as shapes:
+        roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    shared = len(SHOTS + "Is ")
+    own = [len(question) - shared for question in QUESTIONS]
+    branches = [{2: 1 + 3, 3: 1 + 3 + 9, 4: 1 + 3 + 9 + 9}[len(texts)] for texts in ANSWERS]
+    assert shapes[0] == (1, shared)
+    rows, *widths = zip(*shapes[1:], strict=True)
+    assert set(rows) == {1}
+    assert sum(widths[0]) == sum(own) + sum(branches)
+    assert len(shapes) < len(QUESTIONS)
+
+
+def test_a_batch_size_bounds_the_items_behind_a_prefix(roomy: HuggingFaceModel) -> None:
+    expected = roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    roomy.batch_size = 2
+    with inputs(roomy.module) as shapes:
+        found = roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    roomy.batch_size = "auto"
+    assert len(shapes) == 1 + len(QUESTIONS) // 2
+    assert_equal(found, expected)
+
+
+def test_subjects_with_examples_of_their_own_have_their_own_prefix(
+    roomy: HuggingFaceModel,
+) -> None:
+    other = [question.replace("snow", "soot") for question in QUESTIONS]
+    roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    with inputs(roomy.module) as shapes:
+        together = roomy.loglikelihoods(QUESTIONS + other, ANSWERS * 2)
+    assert shapes.count((1, len(SHOTS + "Is "))) == 2
+    apart = roomy.loglikelihoods(QUESTIONS, ANSWERS) + roomy.loglikelihoods(other, ANSWERS)
+    assert_equal(together, apart)
+
+
+def test_items_with_one_context_share_all_but_its_last_token(roomy: HuggingFaceModel) -> None:
+    context = SHOTS + "Is milk white?"
+    texts = [[f" {n} things", f" {n + 1} more"] for n in range(12)]
+    found = roomy.loglikelihoods([context] * 12, texts)
+    with inputs(roomy.module) as shapes:
+        again = roomy.loglikelihoods([context] * 12, texts)
+    assert shapes[0] == (1, len(context) - 1)
+    assert found == again
+    assert_equal(found, [roomy.loglikelihoods([context], [pair])[0] for pair in texts])
+
+
+def test_items_without_continuations_stand_among_others(roomy: HuggingFaceModel) -> None:
+    expected = roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    some = [texts if n % 3 else [] for n, texts in enumerate(ANSWERS)]
+    found = roomy.loglikelihoods(QUESTIONS, some)
+    assert_equal(found, [one if n % 3 else [] for n, one in enumerate(expected)])
+
+
+def test_a_cut_context_does_not_keep_the_others_from_sharing(roomy: HuggingFaceModel) -> None:
+    """96 positions; the long questions lose their beginning, each another part of it."""
+    long = [SHOTS + "Is" + " snow" * n + " white?" for n in (10, 11, 13)]
+    questions = [*QUESTIONS, *long]
+    texts = [*ANSWERS, *[[" yes", " no"]] * 3]
+    roomy.loglikelihoods(questions, texts)
+    with inputs(roomy.module) as shapes:
+        found = roomy.loglikelihoods(questions, texts)
+    assert (1, len(SHOTS + "Is ")) in shapes
+    alone = [roomy.loglikelihoods([q], [t])[0] for q, t in zip(questions, texts, strict=True)]
+    assert_equal(found, alone)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_half_precision_takes_the_tree_and_stays_near(
+    make_model: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    exact = sharpened(
+        HuggingFaceModel.load(make_model(tmp_path / "m", model_type=model_type, **TREE[model_type]))
+    )
+    expected = exact.loglikelihoods(QUESTIONS, ANSWERS)
+    half = HuggingFaceModel(exact.module.bfloat16(), exact.tokenizer)
+    found = half.loglikelihoods(QUESTIONS, ANSWERS)
+    assert set(half._scorer._works.values()) == {True}
+    for one, two in zip(found, expected, strict=True):
+        for a, b in zip(one, two, strict=True):
+            assert a.total == pytest.approx(b.total, abs=0.1 * a.tokens)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "continuations"), [(CONTEXTS, CONTINUATIONS), (QUESTIONS, ANSWERS)]
+)
+def test_logits_held_at_once_are_bounded(
+    roomy: HuggingFaceModel,
+    contexts: list[str],
+    continuations: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = roomy.loglikelihoods(contexts, continuations)
+    monkeypatch.setattr(scoring, "_MOST_LOGITS", 60 * 264)  # 60 tokens of this vocabulary
+    heads: list[int] = []
+    handle = roomy.module.lm_head.register_forward_hook(
+        lambda _, __, logits: heads.append(logits.numel())
+    )
+    assert_equal(roomy.loglikelihoods(contexts, continuations), expected)
+    handle.remove()
+    assert max(heads) <= 60 * 264
 
 
 def test_weights_swapped_in_place_are_seen(llama: HuggingFaceModel) -> None:

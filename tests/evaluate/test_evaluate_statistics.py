@@ -1,12 +1,22 @@
+import itertools
 import math
 import time
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from modelglue.errors import EvaluationError
 from modelglue.evaluate.scores import Scores, TaskScores
-from modelglue.evaluate.statistics import mean_interval, paired_difference, paired_test
+from modelglue.evaluate.statistics import (
+    Lead,
+    looks_boundary,
+    mean_interval,
+    paired_difference,
+    paired_lead,
+    paired_test,
+    shrunken,
+)
 
 
 def scores_of(*columns: np.ndarray, groups: int = 0) -> Scores:
@@ -125,3 +135,103 @@ def test_an_interval_of_three_tasks_of_800_items_takes_no_time() -> None:
     started = time.process_time()
     paired_difference(a, b)
     assert time.process_time() - started < 1.0
+
+
+def test_the_variance_of_a_lead_is_that_of_all_flips_of_signs() -> None:
+    draw = np.random.default_rng(8).random
+    a, b = scores_of(*draw((2, 12)), groups=4), scores_of(*draw((2, 12)), groups=4)
+    groups = [
+        [sum(x - y for x, y, g in zip(t.values, b[t.task].values, t.groups) if g == name) / 12 / 2
+         for name in ("g0", "g1", "g2", "g3")]
+        for t in a.tasks
+    ]  # fmt: skip
+    flips = [
+        sum(s * d for s, d in zip(signs, itertools.chain(*groups)))
+        for signs in itertools.product((-1, 1), repeat=8)
+    ]
+    lead = paired_lead(a, b)
+    assert lead.mean == pytest.approx(a.mean - b.mean)
+    assert lead.variance == pytest.approx(np.var(flips) * (1 + 1 / 8))
+
+
+def test_a_few_groups_that_agree_are_no_surer_than_their_signs_say() -> None:
+    """k of k lost and k still to be won, with half of the items seen: the chance is 2^−2k."""
+    for count in range(2, 12):
+        lead = paired_lead(scores_of(np.ones(count)), scores_of(np.zeros(count)))
+        assert NormalDist().cdf(-lead.score(0.5)) >= 0.8 * 2.0 ** (-2 * count)
+
+
+def test_a_lead_on_all_items_is_final_and_none_is_none() -> None:
+    lead = Lead(0.01, 0.04)
+    assert lead.score(0.0) == pytest.approx(0.05)
+    assert lead.score(0.75) == pytest.approx(0.1)
+    assert lead.score(1.0) == math.inf
+    assert Lead(-0.01, 0.04).score(1.0) == -math.inf
+    assert Lead(0.0, 0.0).score(1.0) == 0.0
+
+
+def test_the_boundary_of_one_look_is_the_normal_quantile() -> None:
+    for level in (0.001, 0.05, 0.3):
+        quantile = NormalDist().inv_cdf(1 - level)
+        assert looks_boundary(level, (0.5,)) == pytest.approx(quantile, abs=1e-6)
+
+
+@pytest.mark.parametrize(("looks", "constant"), [(2, 2.178), (3, 2.289), (5, 2.413), (10, 2.555)])
+def test_equally_informative_looks_have_the_boundaries_of_pococks_table(
+    looks: int, constant: float
+) -> None:
+    """Two-sided 5 % there. Information goes by s / (1 − s): 1, 2, 3 … at shares k / (k + 1)."""
+    shares = tuple(k / (k + 1) for k in range(1, looks + 1))
+    assert looks_boundary(0.025, shares) == pytest.approx(constant, abs=1e-3)
+
+
+def test_models_that_are_equal_on_all_items_cross_the_boundary_as_often_as_it_says() -> None:
+    """Eight blocks of 300 items, as many lost as won, in random order."""
+    generator = np.random.default_rng(9)
+    shares = tuple(k / 8 for k in range(1, 8))
+    boundary = looks_boundary(0.1, shares)
+    differences = np.repeat([1.0, -1.0, 0.0], [40, 40, 220])
+    crossed = 0
+    for _ in range(2000):
+        drawn = generator.permutation(differences)
+        for share in shares:
+            seen = drawn[: round(300 * share)]
+            lead = Lead(seen.mean(), float((seen**2).sum()) / len(seen) ** 2)
+            if lead.score(share) > boundary:
+                crossed += 1
+                break
+    assert 0.07 <= crossed / 2000 <= 0.12
+
+
+def test_looks_that_are_no_rising_shares_are_refused() -> None:
+    for shares in ((), (0.5, 0.5), (0.6, 0.4), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="rising shares"):
+            looks_boundary(0.1, shares)
+    with pytest.raises(ValueError, match=r"level is 0\.7"):
+        looks_boundary(0.7, (0.5,))
+
+
+def test_means_are_drawn_together_as_the_closed_form_says() -> None:
+    """Spread 0.02 beyond a doubt of 0.01: a third of the way."""
+    others = [0.4, 0.6]
+    means = [0.3, 0.7]
+    total = float(np.var([*means, *others], ddof=1))
+    doubt = 0.02
+    spread = total - doubt / 2
+    expected = [0.5 + spread / (spread + doubt) * (mean - 0.5) for mean in means]
+    assert shrunken(means, [doubt, doubt], others=others) == pytest.approx(expected)
+
+
+def test_what_is_known_exactly_stays_and_what_is_luck_alone_goes_to_the_centre() -> None:
+    assert shrunken([0.2, 0.8], [0.0, 0.0]) == [0.2, 0.8]
+    assert shrunken([0.4, 0.6], [1.0, 1.0]) == pytest.approx([0.5, 0.5])
+    assert shrunken([0.4], [math.inf], others=[0.6, 0.8]) == pytest.approx([0.6])
+
+
+def test_shrunken_means_err_less_than_the_means_themselves() -> None:
+    generator = np.random.default_rng(10)
+    truth = generator.normal(0.6, 0.03, (200, 8))
+    doubts = np.tile([0.02, 0.05], 4)
+    seen = truth + generator.normal(0, doubts, (200, 8))
+    drawn = np.array([shrunken(row, doubts**2) for row in seen])
+    assert ((drawn - truth) ** 2).mean() < 0.75 * ((seen - truth) ** 2).mean()

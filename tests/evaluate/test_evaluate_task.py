@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from modelglue.errors import ConfigError, SandboxUnavailable, TaskError
+from modelglue.evaluate.file_task import FileTask, file_task_problems
 from modelglue.evaluate.model import Likelihood
-from modelglue.evaluate.sandbox import Limits, Outcome, Program
-from modelglue.evaluate.task import Task, evaluate, task_problems
+from modelglue.evaluate.sandbox import Outcome, Program
+from modelglue.evaluate.task import check_tasks, evaluate
+from modelglue.evaluate.task_config import parse_tasks
 
 GOOD: dict[str, dict[str, Any]] = {
     "multiple_choice": {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1},
+    "multiple_input": {"prompts": ["2 + 1", "2 + 2"], "ending": "is four", "answer": 1},
     "generate": {"prompt": "2 + 2 =", "answer": "4"},
     "code": {"prompt": "def four():", "tests": "assert four() == 4"},
     "text": {"text": "two and two", "reference": "make four"},
@@ -42,11 +45,15 @@ class Scripted:
 
 
 class Trusting:
-    """Runs a program here, so that a test sees what it does."""
+    """Runs a program here, so that a test sees what it does and how it was asked."""
 
     name = "trusting"
 
-    def run(self, programs: Any, *, limits: Limits | None = None) -> list[Outcome]:
+    def __init__(self) -> None:
+        self.isolation: list[str] = []
+
+    def run(self, programs: Any, *, isolation: str = "batch", **_: Any) -> list[Outcome]:
+        self.isolation.append(isolation)
         return [self._run(program) for program in programs]
 
     def _run(self, program: Program) -> Outcome:
@@ -63,13 +70,13 @@ def task_of(
     search: list[dict[str, Any]] | str,
     report: list[dict[str, Any]] | str | None = None,
     **settings: Any,
-) -> Task:
+) -> FileTask:
     splits = {"search": search} if report is None else {"search": search, "report": report}
     for split, items in splits.items():
         text = items if isinstance(items, str) else "".join(json.dumps(i) + "\n" for i in items)
         (folder / f"{split}.jsonl").write_text(text)
     mapping = {"name": "t", "kind": kind, **settings, **{s: f"{s}.jsonl" for s in splits}}
-    return Task.from_mapping(mapping, root=folder, splits=list(splits))  # type: ignore[arg-type]
+    return FileTask.from_mapping(mapping, root=folder, splits=list(splits))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", sorted(GOOD))
@@ -199,7 +206,7 @@ def test_all_problems_of_both_files_come_at_once(tmp_path: Path) -> None:
 
 
 def test_a_configuration_is_refused_with_everything_that_is_wrong() -> None:
-    problems = task_problems(
+    problems = file_task_problems(
         {
             "name": "maths",
             "kind": "generate",
@@ -225,7 +232,7 @@ def test_a_configuration_is_refused_with_everything_that_is_wrong() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_one() -> None:
-    (problem,) = task_problems(
+    (problem,) = file_task_problems(
         {"name": "t", "kind": "multiple_choise", "search": "s", "report": "r"}, "tasks[1]"
     )
     assert problem.startswith("tasks[1].kind: ")
@@ -234,14 +241,14 @@ def test_an_unknown_kind_is_refused_with_the_nearest_one() -> None:
 
 @pytest.mark.parametrize("mapping", [None, [], "x", {"kind": []}, {"name": 3, "kind": 4}])
 def test_whatever_stands_for_a_task_gets_problems_and_no_crash(mapping: Any) -> None:
-    assert task_problems(mapping)
+    assert file_task_problems(mapping)
     with pytest.raises(ConfigError):
-        Task.from_mapping(mapping, root=Path())
+        FileTask.from_mapping(mapping, root=Path())
 
 
 def test_a_setting_of_another_kind_is_unknown() -> None:
     mapping = {"name": "t", "kind": "text", "search": "s", "report": "r", "extract": "x"}
-    (problem,) = task_problems(mapping)
+    (problem,) = file_task_problems(mapping)
     assert "no text task knows this key" in problem
 
 
@@ -256,7 +263,7 @@ def test_defaults_are_filled_in_and_one_stop_is_a_list(tmp_path: Path) -> None:
         "top_p": 1.0,
         "seed": 0,
     }
-    again = Task.from_mapping(task.config.to_mapping(), root=tmp_path, splits=["search"])
+    again = FileTask.from_mapping(task.config.to_mapping(), root=tmp_path, splits=["search"])
     assert again.config == task.config
 
 
@@ -327,6 +334,61 @@ def test_code_passes_if_prompt_completion_and_tests_run_to_the_end(tmp_path: Pat
         task.evaluate(Scripted(answers), "search")
 
 
+def test_programs_share_a_sandbox_in_a_search_and_have_one_each_in_the_report(
+    tmp_path: Path,
+) -> None:
+    def item(name: str) -> dict[str, str]:
+        return {"id": name, "prompt": f"def {name}():", "tests": f"assert {name}() == 4"}
+
+    task = task_of(tmp_path, "code", [item("a")], [item("b")])
+    sandbox = Trusting()
+    model = Scripted({"def a():": " return 4", "def b():": " return 4"})
+    assert task.evaluate(model, "search", sandbox=sandbox).mean == 1
+    assert task.evaluate(model, "report", sandbox=sandbox).mean == 1
+    assert sandbox.isolation == ["batch", "program"]
+
+
+def test_the_beginning_after_which_the_ending_is_likeliest_is_the_answer(tmp_path: Path) -> None:
+    class Counting(Scripted):
+        """An ending is the likelier, the shorter what comes before it."""
+
+        def loglikelihoods(self, contexts: Any, continuations: Any) -> list[list[Likelihood]]:
+            assert continuations == [[" is big."]] * 4
+            return [[Likelihood(-float(len(context)), 1, 1, False)] for context in contexts]
+
+    items = [
+        {"id": 1, "prompts": ["The trophy", "The box"], "ending": "is big.", "answer": 1},
+        {"id": 2, "prompts": ["A cup", "The table"], "ending": "is big.", "answer": 1},
+    ]
+    found = task_of(tmp_path, "multiple_input", items).evaluate(Counting(), "search")
+    assert found.values == found.metrics["acc"] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": 2}, "answer: 2 is no index of 2 prompts"),
+        ({"answer": "1"}, "answer: must be the index of a prompt, not '1'"),
+        ({"prompts": ["only"]}, "prompts: must be a list of at least two texts"),
+        ({"prompts": ["a", ""]}, "prompts: must all be text"),
+        ({"ending": ""}, "ending: is empty"),
+    ],
+)
+def test_a_wrong_field_of_several_prompts_is_named(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    task = task_of(tmp_path, "multiple_input", [{"id": "a", **GOOD["multiple_input"], **change}])
+    with pytest.raises(TaskError, match=f"search.jsonl:1: {message}"):
+        task.check()
+
+
+def test_what_is_ignored_in_an_answer_is_left_out_on_both_sides(tmp_path: Path) -> None:
+    items = [{"id": n, "prompt": f"p{n}", "answer": "#### 1,200"} for n in range(3)]
+    task = task_of(tmp_path, "generate", items, extract="#### *([0-9$,.]+)", ignore=r"[,$]|\.$")
+    model = Scripted({"p0": "#### 1200", "p1": "#### $1,200.", "p2": "#### 120"})
+    assert task.evaluate(model, "search").values == (1.0, 1.0, 0.0)
+
+
 def test_a_text_scores_the_mean_probability_of_its_bytes(tmp_path: Path) -> None:
     task = task_of(tmp_path, "text", [{"id": 1, "text": "Hi.", "reference": "né"}])
     found = task.evaluate(Scripted(order=("", " né")), "search")
@@ -352,7 +414,109 @@ def test_groups_and_ids_come_with_the_scores(tmp_path: Path) -> None:
     assert seen == [("t", 0, 1)]
 
 
+def test_a_part_of_a_split_is_scored_alone_and_in_the_order_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    items = [
+        {"id": f"i{n}", "prompt": f"p{n}", "answer": "x", "group": f"g{n // 2}"} for n in range(5)
+    ]
+    task = task_of(tmp_path, "generate", items)
+    asked: list[str] = []
+
+    class Listening(Scripted):
+        def generate(self, prompts: Any, **_: Any) -> list[str]:
+            asked.extend(prompts)
+            return ["x" if prompt in ("p1", "p4") else "y" for prompt in prompts]
+
+    whole = task.evaluate(Listening(), "search")
+    asked.clear()
+    part = task.evaluate(Listening(), "search", part=[4, 0, 1])
+    assert asked == ["p4", "p0", "p1"]
+    assert part.items == ("i4", "i0", "i1")
+    assert part.groups == ("g2", "g0", "g0")
+    assert part.values == tuple(whole.values[i] for i in (4, 0, 1)) == (1.0, 0.0, 1.0)
+
+
+def test_a_digest_follows_the_files(tmp_path: Path) -> None:
+    item = {"id": 1, **GOOD["generate"]}
+    task = task_of(tmp_path, "generate", [item])
+    before = task.digest()
+    assert task_of(tmp_path, "generate", [item]).digest() == before
+    (tmp_path / "search.jsonl").write_text(json.dumps({**item, "answer": "5"}))
+    assert task.digest() != before
+
+
+def test_all_tasks_are_checked_before_any_complains(tmp_path: Path) -> None:
+    tasks = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tasks.append(task_of(tmp_path / name, "generate", []))
+    with pytest.raises(TaskError, match=r"(?s)one/search\.jsonl: holds no.*two/search\.jsonl"):
+        check_tasks(tasks)
+
+
+def test_tasks_of_every_sort_stand_in_one_list(tmp_path: Path) -> None:
+    problems: list[str] = []
+    value = [
+        {"name": "a", "kind": "text", "search": "s", "report": "r"},
+        "harness:arc_easy",
+        {"harness": "my_task", "name": "mine", "include": "defs", "shots": 5, "limit": 20},
+        {"suite": "paper", "data": "files", "tasks": ["mmlu", "mbpp"]},
+    ]
+    configs = parse_tasks(value, root=tmp_path, problems=problems)
+    assert not problems
+    assert [config.name for config in configs] == ["a", "arc_easy", "mine", "mmlu", "mbpp"]
+    again = parse_tasks([c.to_mapping() for c in configs], root=Path("/x"), problems=problems)
+    assert not problems
+    assert again == configs
+    assert [config.open().name for config in configs] == [config.name for config in configs]
+    assert [config.open().runs_code for config in configs] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("arc_easy", "tasks[0]: must be harness:NAME or a mapping, not 'arc_easy'"),
+        (3, "tasks[0]: must be a mapping"),
+        ({"harness": ""}, "tasks[0].harness: must be text"),
+        (
+            {"harness": "a", "shot": 5},
+            'shot: no harness task knows this key; did you mean "shots"?',
+        ),
+        ({"harness": "a", "shots": -1}, "tasks[0].shots: must be a whole number of at least 0"),
+        ({"harness": "a", "limit": 0}, "tasks[0].limit: must be a whole number of at least 1"),
+        ({"harness": "a", "search_share": 0}, "search_share: 0 leaves the search no items"),
+        ({"harness": "a", "search_share": 2}, "search_share: must be a number from 0 to 1"),
+        ({"harness": "a", "search_split": "dev"}, "given together or not at all"),
+        (
+            {"harness": "a", "search_split": "dev", "report_split": "dev"},
+            "report_split: is the search split",
+        ),
+        ({"suite": "papre"}, "tasks[0].suite: there is no 'papre'; did you mean \"paper\"?"),
+        ({"suite": "paper-report"}, "paper-report has no search items; paper has both"),
+        ({"suite": "paper", "tasks": ["mmul"]}, "there is no 'mmul'; did you mean \"mmlu\"?"),
+        ({"suite": "paper", "tasks": []}, "tasks[0].tasks: must be a list of arc_challenge"),
+        ({"suite": "paper", "dta": "x"}, 'no suite knows this key; did you mean "data"?'),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_named_with_its_place(value: Any, message: str) -> None:
+    problems: list[str] = []
+    assert not parse_tasks([value], root=Path(), problems=problems)
+    (problem,) = problems
+    assert message in problem
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    problems: list[str] = []
+    parse_tasks(["harness:a", {"harness": "b", "name": "a"}], root=Path(), problems=problems)
+    assert problems == ["tasks: 2 are called 'a'"]
+
+
 def test_describing_a_task_loads_no_torch() -> None:
-    code = "import sys, modelglue.evaluate.task as t; list(t.kinds); print('torch' in sys.modules)"
+    code = (
+        "import sys, modelglue.evaluate.task_config\n"
+        "from modelglue.evaluate.kinds import kinds\n"
+        "list(kinds); print({'torch', 'lm_eval', 'pyarrow'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    assert found.stdout.strip() == "set()"

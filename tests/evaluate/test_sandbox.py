@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from modelglue.errors import SandboxUnavailable
-from modelglue.evaluate.sandbox import Limits, Outcome, Program, Sandbox, batch, interpreter
+from modelglue.evaluate.sandbox import (
+    Isolation,
+    Limits,
+    OneEach,
+    Outcome,
+    Program,
+    Sandbox,
+    batch,
+    interpreter,
+)
 from modelglue.evaluate.sandbox.bubblewrap import Bubblewrap
 from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS
 from modelglue.evaluate.sandbox.landlock import Landlock
@@ -460,3 +469,59 @@ def test_nothing_is_left_in_the_temporary_folder(
 
 def test_the_interpreter_inside_is_the_one_outside(sandbox: Sandbox) -> None:
     assert run(sandbox, f"import sys\nassert sys.version == {sys.version!r}").passed
+
+
+# One sandbox per program
+
+
+@pytest.mark.parametrize("isolation", ["batch", "program"])
+def test_what_a_program_does_to_its_keeper_reaches_the_next_only_in_a_batch(
+    isolation: Isolation,
+) -> None:
+    """Nothing protects the keeper here, so that a program can leave it a lower limit for good."""
+    poison = "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (7, 7))"
+    look = "import resource\nassert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == 7"
+    first, second = Unprotected().run([Program(poison), Program(look)], isolation=isolation)
+    assert first.passed
+    assert second.passed == (isolation == "batch")
+
+
+@pytest.mark.parametrize("isolation", ["batch", "program"])
+def test_alone_a_program_cannot_tell_what_ran_before_it(
+    sandbox: Sandbox, isolation: Isolation
+) -> None:
+    """Process numbers go on in a sandbox that is shared, and so does the keeper's own."""
+    source = "import os\nraise ValueError(os.getpid() if os.getppid() == 1 else -os.getppid())"
+    programs = [Program(f"{source}  # {n}") for n in range(3)]
+    seen = {outcome.detail for outcome in sandbox.run(programs, isolation=isolation)}
+    same_keeper = isolation == "batch"
+    counts_within = sandbox.name == "bubblewrap"
+    assert len(seen) == (3 if same_keeper == counts_within else 1)
+
+
+def test_alone_every_program_has_a_sandbox_and_is_judged_as_in_a_batch(
+    any_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    start = batch.Worker.__init__
+
+    def counting(self: batch.Worker, *arguments: object, **settings: object) -> None:
+        started.append(self)
+        start(self, *arguments, **settings)  # type: ignore[arg-type]
+
+    forgeries = [f"{forgery}\nassert False" for name, forgery in FORGERIES.items() if "sys" in name]
+    fine = ["a = 1", "assert 0", "b = 2", "x = bytearray(4 << 30)"]
+    programs = [Program(source) for source in [*fine, *forgeries, "a = 1"]]
+    expected = any_sandbox.run(programs)
+    monkeypatch.setattr(batch.Worker, "__init__", counting)
+    assert any_sandbox.run(programs, isolation="program") == expected
+    assert len(started) == len(set(programs))
+    started.clear()
+    assert OneEach(any_sandbox).run(programs, isolation="batch") == expected
+    assert len(started) == len(set(programs))
+
+
+def test_alone_a_program_that_takes_its_sandbox_down_harms_no_other() -> None:
+    programs = [Program("a = 1"), Program("import os; os.kill(os.getppid(), 9)"), Program("c = 1")]
+    outcomes = Unprotected().run(programs, isolation="program")
+    assert [outcome.reason for outcome in outcomes] == ["passed", "killed", "passed"]

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from modelglue.errors import SandboxUnavailable
-from modelglue.evaluate.sandbox import Limits, Outcome, Program, bubblewrap, interpreter, probe
+from modelglue.evaluate.sandbox import (
+    Isolation,
+    Limits,
+    Outcome,
+    Program,
+    bubblewrap,
+    interpreter,
+    probe,
+)
 from modelglue.evaluate.sandbox.inside import landlock, seccomp
 from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS
 from modelglue.evaluate.sandbox.landlock import Landlock
@@ -85,7 +93,11 @@ def test_a_sandbox_that_fails_everything_is_refused() -> None:
         name = "refusing"
 
         def run(
-            self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS
+            self,
+            programs: Sequence[Program],
+            *,
+            limits: Limits = DEFAULT_LIMITS,
+            isolation: Isolation = "batch",
         ) -> list[Outcome]:
             return [Outcome(False, "failed", "no") for _ in programs]
 

@@ -54,6 +54,10 @@ from modelglue.merge.config.schema import parse_config
 from modelglue.merge.engine.stream import execute
 from modelglue.merge.plan.merge_plan import make_plan
 import modelglue.merge.kernels.loops
+try:  # numba loads it with the first loop, where it is installed: no doing of the merge
+    import scipy.linalg
+except ImportError:
+    pass
 def private():
     with open("/proc/self/status") as file:
         return next(int(l.split()[1]) * 1024 for l in file if l.startswith("RssAnon"))

@@ -141,7 +141,7 @@ def test_presets_hold_the_roles_that_the_recipe_is_judged_on(name):
     assert roles[0] == "base"
     assert {"specialist", "generalist", "harmful", "drifted", "foreign"} <= set(roles)
     assert len({member.name for member in preset.members}) == len(preset.members)
-    assert (preset.search_items, preset.report_items) == (200, 800)
+    assert (preset.search_items, preset.report_items) == (400, 800)
 
 
 def test_which16_has_the_paper_s_groups():

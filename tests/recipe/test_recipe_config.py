@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from modelglue.errors import ConfigError
-from modelglue.recipe.config import STRATEGY_DEFAULT, load_recipe, parse_recipe
+from modelglue.recipe.config import load_recipe, parse_recipe
+from modelglue.recipe.search_config import SearchConfig
 
 GOOD = {
     "models": ["models/base", "models/maths", "org/chat@main", "models/base+adapters/law"],
@@ -35,7 +36,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     recipe = parse_recipe(GOOD, root=tmp_path)
     assert recipe.names == ("base", "maths", "chat@main", "base+law")
     assert recipe.threshold == 0.95
-    assert recipe.strategies == STRATEGY_DEFAULT
+    assert recipe.search == SearchConfig()
     assert recipe.output == tmp_path / "runs/first"
     assert recipe.tasks[0].search == tmp_path / "tasks/maths.search.jsonl"
 

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 import shrunken
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import ConfigError, RunConflict
-from modelglue.evaluate.task import Task
 from modelglue.journal import read_json
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import load_recipe
@@ -122,7 +121,7 @@ def test_a_finished_run_is_not_run_again(whole: Outcome, zoo: Path) -> None:
 def test_search_alone_leaves_what_glue_goes_on_from(whole: Outcome, zoo: Path) -> None:
     recipe = load_recipe(zoo, output=str(zoo.parent / "runs" / "searched"))
     found = search_families(recipe)
-    assert [(p.strategy, p.steps) for p in found] == [
+    assert [(p.strategy, p.steps) for p in found.paths] == [
         (p.strategy, p.steps) for p in whole.report.searches if not _tasks_of(p)
     ]
     journal = (recipe.output / "journal.jsonl").read_bytes()
@@ -168,12 +167,12 @@ def test_a_family_is_scored_and_written_with_the_bases_settings(zoo: Path, tmp_p
     settings.write_text(json.dumps({"eos_token_id": 70, "pad_token_id": 0}))
     recipe = yaml.safe_load(zoo.read_text())
     recipe["models"] = ["models/ft-a", "models/ft-b", "models/ft-c"]
-    recipe["search"] = {"strategies": ["heuristic_coefficient"]}
+    recipe["search"] = {"strategies": ["heuristic_coefficient"], "validation": 0}
     (copy / "glue.yaml").write_text(yaml.safe_dump(recipe))
     outcome = glue(load_recipe(copy / "glue.yaml"))
     assert read_json(outcome.model / "generation_config.json")["eos_token_id"] == 2
     found = evaluate_model(
-        str(outcome.model), [Task(t) for t in load_recipe(copy / "glue.yaml").tasks]
+        str(outcome.model), [t.open() for t in load_recipe(copy / "glue.yaml").tasks]
     )
     row = next(row for row in outcome.report.table if row.name == "glued model")
     assert found.by_task() == pytest.approx(row.scores, abs=1e-6)
@@ -209,7 +208,7 @@ def test_adapters_and_bin_files_go_through_the_whole_recipe(zoo: Path, tmp_path:
     (copy / "models/ft-a/model.safetensors").unlink()
     recipe = yaml.safe_load(zoo.read_text())
     recipe["models"] = ["models/base", "models/ft-a", "models/base+adapters/law"]
-    recipe["search"] = {"strategies": ["heuristic_coefficient"]}
+    recipe["search"] = {"strategies": ["heuristic_coefficient"], "validation": 0}
     (copy / "glue.yaml").write_text(yaml.safe_dump(recipe))
     outcome = glue(load_recipe(copy / "glue.yaml"))
     assert outcome.report.similarity.families == (("base", "ft-a", "base+law"),)

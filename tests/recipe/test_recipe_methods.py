@@ -60,7 +60,10 @@ def test_a_recipe_can_name_any_method(
     recipe = yaml.safe_load((zoo / "glue.yaml").read_text()) | {
         "models": [f"models/{name}" for name in MODELS],
         "merge": {"method": method, "parameters": parameters},
-        "search": {"strategies": ["heuristic_average", "heuristic_similarity"]},
+        "search": {
+            "strategies": ["heuristic_average", "heuristic_similarity"],
+            "validation": 0,
+        },
         "output": str(tmp_path / "run"),
     }
     recipe["tasks"] = [task for task in recipe["tasks"] if task["name"] == "story"]

@@ -1,14 +1,18 @@
 """Made-up reports of any size, shaped like real ones."""
 
 import random
+from dataclasses import replace
 
 from modelglue.report.data import (
+    AcceptanceTest,
     Difference,
     InputInfo,
     ModelFate,
     PairReason,
+    RivalComparison,
     RoutingTable,
     RunReport,
+    SearchGeneration,
     SearchPath,
     SearchStep,
     SimilarityMap,
@@ -84,6 +88,105 @@ def make_report(
         versions={"torch": "2.13.0", "transformers": "5.23.0", "python": "3.11.7"},
         command="modelglue glue zoo/glue.yaml",
     )
+
+
+def make_evolved_report(*, accepted: bool = True, generations: int = 30) -> RunReport:
+    """The same after evolutions: of grouped weights in family 1, of a way through layers in 2."""
+    report, rng = make_report(12), random.Random(1)
+    first, second = report.similarity.families[:2]
+    task = report.tasks[0].name
+    beaten = tuple(replace(path, winner=False) for path in report.searches if path.family == 0)
+    gap = Difference(0.031, 0.012, 0.05) if accepted else Difference(0.004, -0.013, 0.021)
+    said = (
+        "The merge is accepted."
+        if accepted
+        else f"No merge helps here: the best single model, {first[1]}, stays."
+    )
+    return replace(
+        report,
+        searches=(
+            *beaten,
+            _evolution(rng, 0, "evolution", _grouped(rng, first[:3]), generations),
+            _evolution(rng, 1, f"data_flow for {task}", _layers(rng, second), 7),
+        ),
+        tasks=tuple(replace(task, validation_items=80) for task in report.tasks),
+        acceptance=(
+            AcceptanceTest(
+                0,
+                "evolution",
+                tuple(task.name for task in report.tasks),
+                accepted,
+                level=0.05,
+                looks=2,
+                tried=1234,
+                comparisons=(
+                    RivalComparison(first[1], gap, 0.00004 if accepted else 0.31),
+                    RivalComparison(first[0], Difference(0.2, 0.17, 0.23), 0.00004),
+                ),
+                text=said,
+            ),
+            AcceptanceTest(
+                1,
+                "data_flow",
+                (task,),
+                False,
+                level=0.05,
+                looks=2,
+                tried=42,
+                comparisons=(RivalComparison(second[0], Difference(-0.02, -0.05, 0.01), 0.9),),
+                text=f"No merge helps here: the best single model, {second[0]}, stays.",
+            ),
+        ),
+    )
+
+
+def _evolution(
+    rng: random.Random, family: int, strategy: str, coefficients: dict[str, float], count: int
+) -> SearchPath:
+    generations, standing = [], -1.0
+    for number in range(count):
+        best = 0.62 + 0.1 * number / count + rng.uniform(-0.02, 0.02)
+        failed = 6 if number == 3 else 0
+        if not failed:
+            standing = max(standing, best - 0.002)
+        generations.append(
+            SearchGeneration(
+                number,
+                float("-inf") if failed else best,
+                standing,
+                0.17 * 0.93**number,
+                6,
+                stopped=0 if failed else rng.randrange(4),
+                failed=failed,
+                items=rng.randrange(800, 1800),
+            )
+        )
+    return SearchPath(
+        family,
+        strategy,
+        winner=True,
+        score=standing,
+        trials=6 * count,
+        coefficients=coefficients,
+        generations=tuple(generations),
+        items=sum(generation.items for generation in generations),
+    )
+
+
+def _grouped(rng: random.Random, names: tuple[str, ...]) -> dict[str, float]:
+    groups = [*(f"layers {i}-{i + 1}" for i in range(0, 12, 2)), "rest"]
+    weights = {f"{name} [{group}]": rng.uniform(-0.1, 0.9) for group in groups for name in names}
+    densities = {f"density of {name}": rng.uniform(0.2, 1) for name in names}
+    return {**weights, **densities, "lambda of *": 0.8}
+
+
+def _layers(rng: random.Random, names: tuple[str, ...]) -> dict[str, float]:
+    """Layers 0 to 3 of the first model, then 2 to 5 of the last."""
+    way = [(names[0], layer) for layer in range(4)] + [(names[-1], layer) for layer in range(2, 6)]
+    return {
+        f"place {place} of {name} [layer {layer}]": 1.0 if place < 4 else rng.uniform(0.8, 1.2)
+        for place, (name, layer) in enumerate(way)
+    }
 
 
 def _similarity(

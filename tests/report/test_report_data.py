@@ -3,7 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from report_sample import make_report
+from report_sample import make_evolved_report, make_report
 
 from modelglue.errors import InputError
 from modelglue.report.data import RunReport, SimilarityMap
@@ -30,6 +30,7 @@ def test_json_has_the_documented_keys_and_nothing_else():
         "versions",
         "command",
         "merge",
+        "acceptance",
     ]
 
 
@@ -52,6 +53,30 @@ def test_a_score_that_is_not_a_number_is_null_in_json_and_nan_again_after_it():
     encoded = json.loads(json.dumps(replace(report, table=(row,)).to_json(), allow_nan=False))
     assert encoded["table"][0]["average"] is None
     assert math.isnan(RunReport.from_json(encoded).table[0].average)
+
+
+def test_evolutions_and_acceptance_survive_json_but_for_what_is_not_finite():
+    report = make_evolved_report()
+    again = RunReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
+    assert again.acceptance == report.acceptance
+    assert again.tasks == report.tasks
+    for before, after in zip(report.searches, again.searches, strict=True):
+        assert replace(after, generations=()) == replace(before, generations=())
+        for told, read in zip(before.generations, after.generations, strict=True):
+            failed = told.failed == told.candidates
+            assert math.isnan(read.best) == failed
+            assert replace(read, best=0.0) == replace(told, best=0.0)
+
+
+def test_a_report_from_before_there_were_evolutions_is_read():
+    report = make_report(8)
+    encoded = report.to_json()
+    del encoded["acceptance"]
+    for path in encoded["searches"]:
+        del path["generations"], path["items"]
+    for task in encoded["tasks"]:
+        del task["validation_items"]
+    assert RunReport.from_json(encoded) == report
 
 
 def test_keys_of_a_later_version_are_ignored():

@@ -1,18 +1,19 @@
 import io
+import re
 from dataclasses import replace
 
 import pytest
-from report_sample import make_report
+from report_sample import make_evolved_report, make_report
 from rich.console import Console
 
-from modelglue.report import words
+from modelglue.report import generations, verdicts, words
 from modelglue.report.data import RunReport
 from modelglue.report.terminal import (
     families_table,
     print_report,
     reasons_table,
     routing_tables,
-    search_table,
+    search_tables,
 )
 
 
@@ -22,7 +23,7 @@ def printed(report: RunReport, *, width: int = 100) -> str:
     for part in (families_table(report.similarity), reasons_table(report.similarity)):
         console.print(part)
     for path in report.searches:
-        console.print(search_table(path))
+        console.print(*search_tables(path))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -72,3 +73,38 @@ def test_without_a_router_there_is_no_routing_table():
 
 def test_single_models_beyond_the_first_are_counted():
     assert "more single models in the report" in printed(make_report(30))
+
+
+def test_a_hundred_columns_hold_evolutions_and_verdicts_whole():
+    report = make_evolved_report(accepted=False, generations=200)
+    shown = printed(report)
+    assert max(map(len, shown.splitlines())) <= 100
+    for test in report.acceptance:
+        for one in test.comparisons:
+            assert all(cell in shown for cell in verdicts.evidence(one))
+    path = next(path for path in report.searches if path.strategy == "evolution")
+    for one in generations.selection(path.generations):
+        assert re.search(r"\s+".join(map(re.escape, generations.row(one))), shown)
+    assert all(words.weight(number) in shown for number in path.coefficients.values())
+
+
+def test_brackets_and_escapes_in_the_names_of_knobs_reach_nobody():
+    report = make_evolved_report()
+    knobs = {
+        "[red]a[/] [layers 0-1]": 0.5,
+        "density of \x1b[2J": 0.5,
+        "place 0 of \x1bc [layer 0]": 1,
+    }
+    path = replace(report.searches[-2], coefficients=knobs)
+    test = replace(report.acceptance[0], text="\x1b[2J", candidate="\x1bc")
+    shown = printed(replace(report, searches=(path,), acceptance=(test,)))
+    assert shown.count("[red]a[/]") == 3  # in the line, and over both tables of its numbers
+    assert "\x1b" not in shown
+
+
+def test_where_no_merge_helps_the_last_line_says_so():
+    report = make_evolved_report(accepted=False)
+    console = Console(file=io.StringIO(), width=400)
+    print_report(replace(report, routing=None), console)
+    last = console.file.getvalue().strip().splitlines()[-1]  # type: ignore[attr-defined]
+    assert last.startswith("No merge helps here.")

@@ -5,10 +5,11 @@ from report_sample import make_report
 
 from modelglue.report import families, words
 from modelglue.report.data import Difference, SimilarityMap
+from modelglue.report.headline import Headline, headline
 
 
-def verdict(mean: float, low: float, high: float) -> words.Headline:
-    return words.headline(make_report(4, gain=(mean, low, high)))
+def verdict(mean: float, low: float, high: float) -> Headline:
+    return headline(make_report(4, gain=(mean, low, high)))
 
 
 def test_an_interval_above_zero_is_a_gain():
@@ -43,7 +44,7 @@ def test_an_interval_below_zero_is_a_loss():
 def test_without_a_glued_model_there_is_no_verdict():
     report = make_report(4)
     rows = tuple(row for row in report.table if row.kind != "glued")
-    assert words.headline(replace(report, table=rows)).verdict == "unknown"
+    assert headline(replace(report, table=rows)).verdict == "unknown"
 
 
 def test_the_reference_is_the_single_model_without_a_difference():

@@ -1,24 +1,29 @@
 """The heuristics against closed forms and a naive search."""
 
 import itertools
+import json
 import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from landscapes import Watch, as_scores, objective
 
-from modelglue.errors import UnknownName
-from modelglue.evaluate.scores import Scores, TaskScores
+from modelglue.errors import EvaluationError, UnknownName
+from modelglue.evaluate.scores import Scores
 from modelglue.search.greedy import mix
-from modelglue.search.problem import STRATEGIES, Problem, SearchResult, canonical, search
+from modelglue.search.problem import Problem, SearchResult, canonical, search
+from modelglue.search.trials import in_memory
 
-HEURISTICS = sorted(STRATEGIES)
+HEURISTICS = (
+    "greedy_soup",
+    "heuristic_average",
+    "heuristic_coefficient",
+    "heuristic_dissimilarity",
+    "heuristic_similarity",
+)
 PLACES = {"base": (0.0, 0.0), "maths": (1.0, 0.0), "code": (0.0, 1.0), "noise": (0.5, -5.0)}
 GOAL = (0.55, 0.4)
-
-
-def as_scores(value: float) -> Scores:
-    return Scores((TaskScores("task", ("item",), (value,)),))
 
 
 def landscape(coefficients: dict[str, float]) -> Scores:
@@ -34,8 +39,8 @@ def nearness(coefficients: dict[str, float], name: str) -> float:
     return -math.hypot(x - PLACES[name][0], y - PLACES[name][1])
 
 
-def problem(names: tuple[str, ...] = tuple(PLACES), objective=landscape) -> Problem:
-    return Problem(names, objective, nearness)
+def problem(names: tuple[str, ...] = tuple(PLACES), function=landscape, **more) -> Problem:
+    return Problem(names, in_memory(function), nearness, **more)
 
 
 @pytest.mark.parametrize("strategy", HEURISTICS)
@@ -74,9 +79,9 @@ def test_one_model_is_its_own_best_merge(strategy: str) -> None:
     assert result.trials == 1
 
 
-@pytest.mark.parametrize("strategy", HEURISTICS)
+@pytest.mark.parametrize("strategy", [name for name in HEURISTICS if name != "greedy_soup"])
 def test_where_all_are_equal_nothing_is_merged(strategy: str) -> None:
-    result = search(strategy, problem(objective=lambda coefficients: as_scores(0.5)))
+    result = search(strategy, problem(function=lambda coefficients: as_scores(0.5)))
     assert result.coefficients == {"base": 1.0}
 
 
@@ -86,8 +91,40 @@ def test_a_result_survives_json(strategy: str) -> None:
     assert SearchResult.from_json(result.to_json()) == result
 
 
+@pytest.mark.parametrize("strategy", HEURISTICS)
+def test_every_candidate_is_told_of_as_it_was_scored(strategy: str) -> None:
+    watch = Watch()
+    result = search(strategy, problem(tell=watch))
+    assert [one.coefficients for one in watch.calls[0]] == [{name: 1.0} for name in PLACES]
+    assert all(one.value == landscape(one.coefficients).mean for one in watch.tried)
+    assert all(one.whole and one.generation is None for one in watch.tried)
+    assert len({str(one.coefficients) for one in watch.tried}) == result.trials == result.items
+
+
+@pytest.mark.parametrize("strategy", HEURISTICS)
+def test_a_mixture_that_fails_is_not_kept_and_the_reason_stands(strategy: str) -> None:
+    def no_code(coefficients: dict[str, float]) -> float:
+        mixed = len(coefficients) > 1 and "code" in coefficients
+        return math.nan if mixed else landscape(coefficients).mean
+
+    result = search(strategy, Problem(tuple(PLACES), objective(no_code), nearness))
+    step = next(s for s in result.steps if s.candidate == "code" or s.score == -math.inf)
+    assert (step.accepted, step.score) == (False, -math.inf)
+    assert step.reason == "cannot be scored: the merge holds NaN"
+    assert "code" not in result.coefficients or len(result.coefficients) == 1
+    assert SearchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert "Infinity" not in json.dumps(result.to_json())
+
+
+@pytest.mark.parametrize("strategy", HEURISTICS)
+def test_where_no_model_can_be_scored_there_is_one_clear_error(strategy: str) -> None:
+    broken = Problem(tuple(PLACES), objective(lambda coefficients: math.nan), nearness)
+    with pytest.raises(EvaluationError, match=r"no model can be scored.*code: the merge holds NaN"):
+        search(strategy, broken)
+
+
 def test_average_weighs_all_that_it_accepts_the_same() -> None:
-    result = search("heuristic_average", problem(objective=lambda c: as_scores(len(c) / 10)))
+    result = search("heuristic_average", problem(function=lambda c: as_scores(len(c) / 10)))
     assert result.coefficients == pytest.approx(dict.fromkeys(PLACES, 1 / 4))
 
 

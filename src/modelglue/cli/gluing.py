@@ -79,18 +79,21 @@ def search(
     """
     from modelglue.recipe.search import search_families
     from modelglue.report.progress import run_progress
-    from modelglue.report.terminal import search_table, wide_console
+    from modelglue.report.terminal import search_tables, wide_console
 
     recipe = _recipe(config, output, device, unsafe_code)
     with run_progress() as listen:
-        paths = search_families(recipe, listen=listen)
+        found = search_families(recipe, listen=listen)
     if as_json:
-        print_json([asdict(path) for path in paths])
-    else:
-        if not paths:
-            typer.echo("no family has two models, so there is nothing to search")
-        for path in paths:
-            wide_console().print(search_table(path))
+        paths = [path.to_json() for path in found.paths]
+        print_json({"paths": paths, "acceptance": [asdict(test) for test in found.acceptance]})
+        return
+    if not found.paths:
+        typer.echo("no family has two models, so there is nothing to search")
+    for path in found.paths:
+        wide_console().print(*search_tables(path))
+    for test in found.acceptance:
+        typer.echo(f"\nfamily {test.family + 1}, {test.candidate}: {test.text}")
 
 
 @app.command()

@@ -1,8 +1,7 @@
 """Single models: look at them, compare, score, put a router over them."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,7 +9,6 @@ from modelglue.cli.app import Device, Json, Models, Unsafe, app, print_json
 from modelglue.errors import InputError
 
 if TYPE_CHECKING:
-    from modelglue.evaluate.task import Task
     from modelglue.zoo.cluster import Clustering
 
 
@@ -89,20 +87,34 @@ def mix(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint or a mixture bundle.")],
     task: Annotated[
-        list[Path], typer.Option(help="YAML: a task, a list of tasks, or a recipe; repeatable.")
-    ],
-    split: Annotated[Literal["report", "search"], typer.Option(help="Which items.")] = "report",
+        list[str] | None,
+        typer.Option(
+            help="YAML: a task, a list of tasks, or a recipe; or harness:NAME, a task of "
+            "lm-evaluation-harness, whole; repeatable."
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="paper-proxy or paper-report; repeatable.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the suite's published files. Default: the hub."),
+    ] = None,
+    split: Annotated[
+        Literal["report", "search"] | None,
+        typer.Option(help="Which items. Default: report; search for paper-proxy."),
+    ] = None,
     device: Device = None,
     unsafe_code: Unsafe = False,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint or a mixture on tasks, with 95 % intervals."""
-    from modelglue.recipe.evaluate import evaluate_model
+    from modelglue.recipe.evaluate import evaluate_model, tasks_of
     from modelglue.report.listings import print_scores
 
-    found = [each for path in task for each in _tasks(path, split)]
+    tasks, chosen = tasks_of(task or (), suites=suite or (), data=data, split=split)
     scores = evaluate_model(
-        model, found, split=split, device=device or "cpu", unsafe_code=unsafe_code
+        model, tasks, split=chosen, device=device or "cpu", unsafe_code=unsafe_code
     )
     if as_json:
         print_json(scores.to_json())
@@ -118,15 +130,3 @@ def _show_clustering(clustering: "Clustering") -> None:
     wide_console().print(families_table(shown))
     if shown.reasons:
         wide_console().print(reasons_table(shown))
-
-
-def _tasks(path: Path, split: Any) -> Iterator["Task"]:
-    """The tasks of a YAML file: one, a list, or a recipe's."""
-    from modelglue.evaluate.task import Task
-    from modelglue.yamlfile import read_yaml
-
-    value = read_yaml(path)
-    if isinstance(value, dict) and "tasks" in value:
-        value = value["tasks"]
-    for mapping in value if isinstance(value, list) else [value]:
-        yield Task.from_mapping(mapping, root=path.parent, splits=(split,))

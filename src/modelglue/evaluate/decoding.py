@@ -1,7 +1,8 @@
 """A batch of texts that grows by a token a step: what the model says next, for each of them.
 
 Prompts are read in slices of similar length; their key-value caches are then joined into one batch,
-padded on the left. A model without such a cache reads everything anew at every step.
+padded on the left. What all prompts begin with (few-shot examples, say) is read once, and padding
+stands behind it. A model without such a cache reads everything anew at every step.
 """
 
 import inspect
@@ -12,10 +13,16 @@ import torch
 from torch import Tensor
 
 from modelglue.evaluate.encoding import Tokens
-from modelglue.evaluate.kvcache import KeyValueCache
+from modelglue.evaluate.kvcache import KeyValueCache, bounds, read_prefix
+from modelglue.evaluate.tree import shared_length
 
 # Prompt tokens of one slice: beyond it padding costs more than the larger batch saves.
 _CPU_TOKENS, _GPU_TOKENS = 1024, 32768
+# Prompt tokens that reading a beginning once must save.
+_SAVED_TOKENS = 256
+# How far logits may be apart for being read that way, as a share of the largest.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+_COARSE_TOLERANCE = 0.05
 
 
 class Batch(Protocol):
@@ -34,27 +41,58 @@ class Batch(Protocol):
 
 def read(module: Any, prompts: Sequence[Tokens], room: int) -> Batch:
     """Read prompts, shortest first, that `room` tokens may be appended to."""
-    if "past_key_values" in inspect.signature(module.forward).parameters:
-        return _CachedBatch(module, prompts, room)
-    return _RecomputedBatch(module, prompts)
+    if "past_key_values" not in inspect.signature(module.forward).parameters:
+        return _RecomputedBatch(module, prompts)
+    shared = _shared(module, prompts, room)
+    return _CachedBatch(module, prompts, room, shared=shared)
+
+
+def _shared(module: Any, prompts: Sequence[Tokens], room: int) -> int:
+    """How many tokens all prompts begin with, if it is worth reading them once; else 0."""
+    if "position_ids" not in inspect.signature(module.forward).parameters:
+        return 0
+    longest = len(prompts[-1]) + room
+    # Windows count columns, padding included.
+    if any(longest > bound for bound in bounds(module.config.get_text_config())):
+        return 0
+    shared = min(shared_length(min(prompts), max(prompts)), len(prompts[0]) - 1)
+    if shared * (len(prompts) - 1) < _SAVED_TOKENS or not KeyValueCache(module.config, 0).can_join:
+        return 0
+    return shared if _agrees(module, prompts, shared) else 0
+
+
+def _agrees(module: Any, prompts: Sequence[Tokens], shared: int) -> bool:
+    """Whether the model minds padding amid a text: seen where there is most, a token later."""
+    alone = _CachedBatch(module, prompts[:1], 1)
+    padded = _CachedBatch(module, [prompts[0], prompts[-1]], 1, shared=shared)
+    token = alone.logits.argmax(dim=-1)
+    alone.advance(token)
+    padded.advance(token.expand(2))
+    tolerance = _TOLERANCE.get(module.dtype, _COARSE_TOLERANCE) * alone.logits.abs().max()
+    return bool(((padded.logits[0] - alone.logits[0]).abs() <= tolerance).all())
 
 
 class _CachedBatch:
     """Keys and values of what was read are kept."""
 
-    def __init__(self, module: Any, prompts: Sequence[Tokens], room: int) -> None:
+    def __init__(
+        self, module: Any, prompts: Sequence[Tokens], room: int, *, shared: int = 0
+    ) -> None:
         self._module = module
+        self._shared = shared
+        self._prefix = read_prefix(module, prompts[0][:shared]) if shared else None
         self._known = inspect.signature(module.forward).parameters
         device = module.device
         self._positions = torch.tensor([len(p) for p in prompts], device=device)
         width = len(prompts[-1])
         # 1 where a column of the cache holds a token of the row, 0 where it is padding.
         self._seen = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        self._seen[:, :shared] = 1
         self._cache = KeyValueCache(module.config, width + room)
         self.logits = torch.cat(
             [
-                self._read_slice(prompts[part], part)
-                for part in self._slices([len(p) for p in prompts])
+                self._read_slice([prompt[shared:] for prompt in prompts[part]], part)
+                for part in self._slices([len(prompt) - shared for prompt in prompts])
             ]
         )
 
@@ -70,16 +108,23 @@ class _CachedBatch:
         self._positions = self._positions + 1
 
     def _read_slice(self, prompts: Sequence[Tokens], part: slice) -> Tensor:
-        width, longest = self._seen.shape[1], len(prompts[-1])
+        width, longest, shared = self._seen.shape[1], len(prompts[-1]), self._shared
         ids = [(0,) * (longest - len(row)) + row for row in prompts]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
         seen = torch.tensor(mask, device=self._seen.device)
         self._seen[part, width - longest :] = seen
-        cache = self._cache.like(longest) if self._cache.can_join else self._cache
-        positions = (seen.cumsum(dim=1) - 1).clamp_(min=0)
+        positions = (seen.cumsum(dim=1) - 1).clamp_(min=0) + shared
+        if self._prefix is not None:
+            cache = self._prefix.begin(shared + longest, len(prompts))
+            seen = torch.cat([seen.new_ones(len(prompts), shared), seen], dim=1)
+        elif self._cache.can_join:
+            rows = len(self._seen)
+            cache = self._cache.within(part, rows=rows, width=width, columns=longest)
+        else:
+            cache = self._cache
         logits = self._forward(torch.tensor(ids, device=seen.device), positions, seen, cache)
-        if self._cache.can_join:
-            self._cache.join(cache, part, rows=len(self._seen), width=width)
+        if self._prefix is not None:
+            self._cache.join(cache, part, rows=len(self._seen), width=width, shared=shared)
         return logits
 
     def _slices(self, lengths: Sequence[int]) -> list[slice]:

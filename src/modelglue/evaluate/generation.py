@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelglue.errors import EvaluationError
+from modelglue.errors import NonFiniteOutput
 from modelglue.evaluate.decoding import read
 from modelglue.evaluate.encoding import Encoder, Tokens, before_stop
 
@@ -48,7 +48,7 @@ def generate(
         rows: how many are decoded at once.
 
     Raises:
-        EvaluationError: the model gave NaN or infinity.
+        NonFiniteOutput: the model gave NaN or infinity.
     """
     decoder = _Decoder(module, encoder, stop, max_new_tokens, sampling)
     answers = [""] * len(prompts)
@@ -188,7 +188,7 @@ def _stop_tokens(tokenizer: Any, stop: Sequence[str]) -> frozenset[int]:
 def _finite_best(logits: Tensor) -> Tensor:
     best, tokens = logits.max(dim=-1)
     if not bool(best.isfinite().all()):  # NaN passes through a maximum
-        raise EvaluationError("the model's logits are not finite (NaN or infinity)")
+        raise NonFiniteOutput("the model's logits are not finite (NaN or infinity)")
     return tokens
 
 

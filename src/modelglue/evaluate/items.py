@@ -51,11 +51,16 @@ def read_split(path: Path, kind: Kind) -> Split:
     return Split(path, tuple(items), tuple(numbers), tuple(problems))
 
 
-def overlaps(search: Split, report: Split, kind: Kind) -> list[str]:
+def overlaps(
+    search: Split, report: Split, kind: Kind, *, where: str = "in the search split"
+) -> list[str]:
     """Every item of the report split whose id, group or question also stands in the search split.
 
     A score on items that the search has seen is no evidence; nor is one on the same fact in other
     words, which is what sharing a group means.
+
+    Args:
+        where: what the first of the two is called in the problems.
     """
     aspects: dict[str, Callable[[Item], str]] = {
         "id": lambda item: item.id,
@@ -71,7 +76,7 @@ def overlaps(search: Split, report: Split, kind: Kind) -> list[str]:
         for name, aspect in aspects.items():
             if (other := seen[name].get(aspect(item))) is not None:
                 problems.append(
-                    f"{report.path}:{line}: {name}: the same stands in the search split, "
+                    f"{report.path}:{line}: {name}: the same stands {where}, "
                     f"{search.path.name}:{other}"
                 )
                 break  # the id is its group by default: one problem an item is enough
@@ -82,7 +87,8 @@ def shown(problems: Sequence[str], *, most: int = 20) -> str:
     """The problems as one message, the first `most` of them in full."""
     if len(problems) == 1:
         return problems[0]
-    lines = [f"{len(problems)} problems", *problems[:most]]
+    # A problem may be such a list itself.
+    lines = [f"{len(problems)} problems", *(p.replace("\n", "\n  ") for p in problems[:most])]
     if len(problems) > most:
         lines.append(f"… and {len(problems) - most} more")
     return "\n  - ".join(lines)

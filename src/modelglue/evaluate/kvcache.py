@@ -5,8 +5,11 @@ a decoding step. Here each layer has its room from the start, and a step writes 
 Sliding layers keep all columns: the mask says what they see.
 """
 
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -36,10 +39,30 @@ class KeyValueCache:
         """An empty cache for the same model."""
         return KeyValueCache(self._config, columns)
 
-    def join(self, other: "KeyValueCache", part: slice, *, rows: int, width: int) -> None:
-        """Take in another cache as the rows `part` of `rows`, its columns ending at `width`."""
+    def within(self, part: slice, *, rows: int, width: int, columns: int) -> "KeyValueCache":
+        """An empty cache for the rows `part` of `rows`, in this one's memory.
+
+        It can hold so many `columns`, the last of which is this one's column number `width`.
+        """
+        cache = self.like(columns)
+        for mine, theirs in zip(self.inner.layers, cache.inner.layers, strict=True):
+            theirs.borrow(mine, part, rows, width)
+        return cache
+
+    def join(
+        self, other: "KeyValueCache", part: slice, *, rows: int, width: int, shared: int = 0
+    ) -> None:
+        """Take in another cache as the rows `part` of `rows`.
+
+        Its columns end at `width`, but for the first `shared`, which stay where they are.
+        """
         for mine, theirs in zip(self.inner.layers, other.inner.layers, strict=True):
-            mine.place(theirs, part, rows, width)
+            mine.place(theirs, part, rows, width, shared)
+
+    def rewind(self, length: int) -> None:
+        """Forget all columns but the first `length`, which are kept as they are."""
+        for layer in self.inner.layers:
+            layer.rewind(length)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows alone."""
@@ -48,6 +71,43 @@ class KeyValueCache:
                 layer.select(rows)
             else:
                 layer.reorder_cache(rows)
+
+
+class Prefix:
+    """Keys and values of tokens that many rows begin with, computed once."""
+
+    def __init__(self, cache: KeyValueCache, length: int) -> None:
+        self._cache, self._length = cache, length
+
+    def begin(self, columns: int, rows: int) -> KeyValueCache:
+        """A cache of so many rows, each of which begins with these tokens."""
+        cache = self._cache.like(columns)
+        for layer, mine in zip(cache.inner.layers, self._cache.inner.layers, strict=True):
+            layer.begin(mine, rows)
+        return cache
+
+    def cache(self) -> Any:
+        """transformers' view of it, for one row that goes on from there; valid until the next."""
+        self._cache.rewind(self._length)
+        return self._cache.inner
+
+
+def read_prefix(module: Any, tokens: Sequence[int], *, room: int = 0) -> Prefix:
+    """Run the module on tokens that up to `room` others are to follow.
+
+    Raises:
+        ValueError: the model keeps something else than keys and values.
+    """
+    known = inspect.signature(module.forward).parameters
+    if "past_key_values" not in known:
+        raise ValueError("the model takes no cache")
+    cache = KeyValueCache(module.config, len(tokens) + room)
+    if not cache.can_join:
+        raise ValueError("the model keeps something else than keys and values")
+    inputs = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    ids = torch.tensor([list(tokens)], device=module.device)
+    module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
+    return Prefix(cache, len(tokens))
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -61,6 +121,7 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self._columns = columns
         self._length = 0
+        self._lent: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -75,26 +136,82 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self._length
 
-    def place(self, other: "_Layer", part: slice, rows: int, width: int) -> None:
+    def rewind(self, length: int) -> None:
+        self._length = min(self._length, length)
+
+    def borrow(self, other: "_Layer", part: slice, rows: int, width: int) -> None:
+        """Take room in another layer, as soon as it is known what it holds."""
+
+        def lend(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            if not other.is_initialized:
+                other._make_room(keys, values, rows)
+            other._length = width
+            first = width - self._columns
+            # Masked columns weigh nothing, but NaN from fresh memory would pass even so.
+            other.keys[part, :, :first] = 0
+            other.values[part, :, :first] = 0
+            return other.keys[part, :, first:width], other.values[part, :, first:width]
+
+        self._lent = lend
+
+    def begin(self, other: "_Layer", rows: int) -> None:
+        """Let each of so many rows begin with the one row of another."""
+        if other.is_initialized:
+            self._make_room(other.keys, other.values, rows)
+            self._length = other.get_seq_length()
+            self.keys[:, :, : self._length] = other.keys[:, :, : self._length]
+            self.values[:, :, : self._length] = other.values[:, :, : self._length]
+
+    def place(self, other: "_Layer", part: slice, rows: int, width: int, shared: int) -> None:
         if not other.is_initialized:  # a layer that uses another one's keys and values
             return
         if not self.is_initialized:
             self._make_room(other.keys, other.values, rows)
-        columns = slice(width - other.get_seq_length(), width)
-        # Masked columns weigh nothing, but NaN from fresh memory would pass through that weight.
-        self.keys[part, :, : columns.start] = 0
-        self.values[part, :, : columns.start] = 0
-        self.keys[part, :, columns] = other.keys[:, :, : other.get_seq_length()]
-        self.values[part, :, columns] = other.values[:, :, : other.get_seq_length()]
+        theirs = slice(shared, other.get_seq_length())
+        columns = slice(width - (theirs.stop - shared), width)
+        for mine, its in ((self.keys, other.keys), (self.values, other.values)):
+            mine[part, :, :shared] = its[:, :, :shared]
+            # Masked columns weigh nothing, but NaN from fresh memory would pass even so.
+            mine[part, :, shared : columns.start] = 0
+            mine[part, :, columns] = its[:, :, theirs]
         self._length = width
 
     def select(self, rows: Tensor) -> None:
-        if self.is_initialized:
-            self.keys = self.keys[rows]
-            self.values = self.values[rows]
+        if not self.is_initialized:
+            return
+        before = self.keys, self.values
+        self._make_room(*before, len(rows))
+        for old, new in zip(before, (self.keys, self.values), strict=True):
+            # Three times as fast as indexing, and columns without content are not copied.
+            torch.index_select(old[:, :, : self._length], 0, rows, out=new[:, :, : self._length])
 
     def _make_room(self, keys: Tensor, values: Tensor, rows: int) -> None:
-        self.keys = keys.new_empty(rows, keys.shape[1], self._columns, keys.shape[3])
-        self.values = values.new_empty(rows, *self.keys.shape[1:3], values.shape[3])
+        if self._lent is not None:
+            self.keys, self.values = self._lent(keys, values)
+        else:
+            self.keys = keys.new_empty(rows, keys.shape[1], self._columns, keys.shape[3])
+            self.values = values.new_empty(rows, *self.keys.shape[1:3], values.shape[3])
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
+
+
+def window(config: Any) -> int:
+    """A model's sliding window, 0 if there is none."""
+    if getattr(config, "use_sliding_window", True) is False:
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
+
+
+def bounds(config: Any) -> tuple[int, ...]:
+    """Lengths beyond which a model may attend, or count positions, in another way."""
+    scaling = getattr(config, "rope_parameters", None) or {}
+    found = [
+        window(config),
+        getattr(config, "attention_chunk_size", None),
+        *(
+            one.get("original_max_position_embeddings")
+            for one in (scaling, *scaling.values())
+            if isinstance(one, dict)
+        ),
+    ]
+    return tuple(int(bound) for bound in found if bound)

@@ -1,11 +1,11 @@
 """Scores keep one number per item: selection, racing, intervals and tests all need the items."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelglue.errors import EvaluationError
+from modelglue.errors import EvaluationError, NonFiniteOutput
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TaskScores:
         metrics: further numbers per item beside the main one, by name (acc, acc_norm, nll, …).
 
     Raises:
-        EvaluationError: a value or metric is not finite; NaN is never a score.
+        NonFiniteOutput: a value or metric is not finite; NaN is never a score.
     """
 
     task: str
@@ -42,7 +42,7 @@ class TaskScores:
         for name, numbers in {"values": self.values, **self.metrics}.items():
             for item, number in zip(self.items, numbers, strict=True):
                 if not math.isfinite(number):
-                    raise EvaluationError(f"task {self.task}, item {item}: {name} is {number}")
+                    raise NonFiniteOutput(f"task {self.task}, item {item}: {name} is {number}")
 
     @property
     def mean(self) -> float:
@@ -113,3 +113,23 @@ class Scores:
     def from_json(cls, record: Mapping[str, Any]) -> "Scores":
         """What `to_json` wrote."""
         return cls(tuple(TaskScores.from_json(task) for task in record["tasks"]))
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores on several sets of items of the same tasks as one, set after set."""
+    tasks = [[part[task.task] for part in parts] for task in parts[0].tasks]
+    return Scores(tuple(map(chained, tasks)))
+
+
+def chained(parts: Sequence[TaskScores]) -> TaskScores:
+    """The same for one task."""
+    return TaskScores(
+        task=parts[0].task,
+        items=tuple(item for part in parts for item in part.items),
+        values=tuple(value for part in parts for value in part.values),
+        groups=tuple(group for part in parts for group in part.groups),
+        metrics={
+            name: tuple(number for part in parts for number in part.metrics[name])
+            for name in parts[0].metrics
+        },
+    )

@@ -7,6 +7,7 @@ keeps what `read` returns.
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 
@@ -16,7 +17,8 @@ class Setting:
 
     Attributes:
         sort: what may be given. `texts` is a list of texts (one text stands for a list of one);
-            `pattern` is a regular expression; `choice` one of `choices`.
+            `pattern` is a regular expression; `choice` one of `choices`; `file` a task file of the
+            same kind, whose items are what the kind is given.
         default: what holds when nothing is given; None where a setting may be left out.
         meaning: one line for the documentation.
         low, high: the range of a number, both ends allowed.
@@ -24,7 +26,7 @@ class Setting:
         choices: the words that a `choice` knows.
     """
 
-    sort: Literal["integer", "number", "texts", "pattern", "choice"]
+    sort: Literal["integer", "number", "texts", "pattern", "choice", "file"]
     default: Any
     meaning: str
     low: float | None = None
@@ -46,6 +48,7 @@ class Setting:
             "texts": (_is_texts(value), "a text or a list of texts, none of them empty"),
             "pattern": (isinstance(value, str) and value != "", "a regular expression"),
             "choice": (value in self.choices, "one of " + ", ".join(self.choices)),
+            "file": (isinstance(value, str | Path) and str(value).strip() != "", "a file"),
         }[self.sort]
         if not fits:
             return f"must be {expected}, not {value!r}"
@@ -56,8 +59,10 @@ class Setting:
                 return f"is not a regular expression: {error}"
         return None
 
-    def read(self, value: Any) -> Any:
-        """The value in its one form: texts as a tuple, everything else as it stands."""
+    def read(self, value: Any, root: Path = Path()) -> Any:
+        """The value in its one form: texts as a tuple, a file as a path under `root`."""
+        if self.sort == "file" and value is not None:
+            return root / value
         if self.sort == "texts":
             return (value,) if isinstance(value, str) else tuple(value)
         return value
@@ -86,6 +91,14 @@ def _is_texts(value: Any) -> bool:
     if isinstance(value, str):
         return value != ""
     return isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
+
+
+def few_shot() -> dict[str, Setting]:
+    """The settings of every kind that can show answered examples before an item."""
+    return {
+        "shots": Setting("integer", 0, "how many examples stand before each item", low=0),
+        "examples": Setting("file", None, "where they come from: its first items"),
+    }
 
 
 def generation(*, max_new_tokens: int) -> dict[str, Setting]:

@@ -8,7 +8,9 @@ order of the tasks nor of the items changes a result.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from modelglue.evaluate.scores import Scores, TaskScores
 Array = NDArray[np.float64]
 # Resampled indices held at once: bounds memory at 32 MB whatever the number of groups.
 _CHUNK = 4_000_000
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(160)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,118 @@ def paired_test(a: Scores, b: Scores, *, resamples: int = 10_000, seed: int = 0)
     # Equal sums differ in their last bits by the order of adding; they must count as reached.
     reached = int((flipped >= observed - 1e-12).sum())
     return (1 + reached) / (1 + resamples)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far ahead one model is of another on the items that both were scored on.
+
+    Attributes:
+        mean: the mean over tasks of the paired differences.
+        variance: of it, if each group's difference had a random sign.
+    """
+
+    mean: float
+    variance: float
+
+    def score(self, seen: float) -> float:
+        """Standard errors between this lead and none, when a share `seen` of all items is seen.
+
+        The seen are a draw from all without replacement, so the lead on all items is nearer to the
+        lead on the seen than another such draw would be: the variance of their difference is
+        (1 − seen) times that of the lead (Cochran, Sampling Techniques, 1977, 2.5).
+        """
+        if self.mean == 0:
+            return 0.0
+        spread = math.sqrt(self.variance * (1 - seen))
+        return self.mean / spread if spread else math.copysign(math.inf, self.mean)
+
+
+def paired_lead(a: Scores, b: Scores) -> Lead:
+    """The lead of `a` over `b` with its variance under the null of the sign-flip test.
+
+    With d the summed differences of a group, n the items of a task, T the tasks and G the groups
+    that differ, the variance is Σ_tasks Σ_groups d² / n² / T² · (1 + 1 / G). Nothing is subtracted
+    from d, as all signs are open under the null (self-normalised sums; Efron, 1969). The last
+    factor counts one more group like these: without it, two or three groups that happen to agree
+    would look surer than counting their signs allows.
+
+    Raises:
+        EvaluationError: `a` and `b` are not scores of the same items of the same tasks.
+    """
+    columns = [_grouped(task, difference) for task, difference in _pairs(a, b)]
+    mean = math.fsum(column.mean for column in columns) / len(columns)
+    differing = sum(np.count_nonzero(column.sums) for column in columns)
+    if not differing:
+        return Lead(0.0, 0.0)
+    variances = [float(np.sum((column.sums / column.counts.sum()) ** 2)) for column in columns]
+    return Lead(mean, math.fsum(variances) / len(columns) ** 2 * (1 + 1 / differing))
+
+
+@lru_cache(maxsize=256)
+def looks_boundary(level: float, seen: tuple[float, ...]) -> float:
+    """The boundary that a standardised lead may cross by luck, at any of several looks.
+
+    Models that are equal on all items drift apart while some are unseen: the lead after a share s
+    is a Brownian bridge, whose standardised value is that of a Brownian motion at time
+    s / (1 − s). Returned is Pocock's (1977) constant c with P(max over the looks > c) = level, by
+    the recursion of Armitage, McPherson & Rowe (1969) on Gauss–Legendre nodes.
+
+    Args:
+        level: one-sided, in (0, 0.5].
+        seen: the share of the items seen at each look, rising, within (0, 1).
+    """
+    if not 0 < level <= 0.5:
+        raise ValueError(f"level is {level}, it must lie above 0 and not above 0.5")
+    if not seen or any(not 0 < share < 1 for share in seen) or list(seen) != sorted(set(seen)):
+        raise ValueError(f"looks at {seen} are not rising shares between 0 and 1")
+    times = [share / (1 - share) for share in seen]
+    low, high = 0.0, 10.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _crossed(middle, times) > level else (low, middle)
+    return high
+
+
+def _crossed(boundary: float, times: Sequence[float]) -> float:
+    """The chance that a standardised Brownian motion is above the boundary at any of the times."""
+    at = (_NODES + 1) / 2 * (boundary + 8) - 8
+    weights = _WEIGHTS * (boundary + 8) / 2
+    density = _normal(at)
+    for before, now in pairwise(times):
+        step = math.sqrt(now - before)
+        moved = (at[:, None] * math.sqrt(now) - at * math.sqrt(before)) / step
+        density = _normal(moved) @ (weights * density) * math.sqrt(now) / step
+    return 1 - float(weights @ density)
+
+
+def _normal(at: Array) -> Array:
+    density: Array = np.exp(-(at**2) / 2) / math.sqrt(2 * math.pi)
+    return density
+
+
+def shrunken(
+    means: Sequence[float], variances: Sequence[float], *, others: Sequence[float] = ()
+) -> list[float]:
+    """Means that are known with unequal precision, drawn together as far as luck parts them.
+
+    Empirical Bayes for normal means (Efron & Morris, 1973): with m the mean of all of them, v
+    the variance of one, τ² = max(0, variance of the means − mean of v), each becomes
+    m + τ² / (τ² + v) · (mean − m). One that is known exactly (v = 0) stays.
+
+    Args:
+        means: what was measured.
+        variances: of each.
+        others: more means of the same kind, known exactly.
+    """
+    everything = np.array([*means, *others], dtype=np.float64)
+    doubt = np.array([*variances, *(0.0 for _ in others)], dtype=np.float64)
+    centre = float(everything.mean())
+    spread = max(0.0, float(everything.var(ddof=1) - doubt.mean())) if len(everything) > 1 else 0.0
+    return [
+        mean if v == 0 else float(centre + spread / (spread + v) * (mean - centre))
+        for mean, v in zip(means, variances, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

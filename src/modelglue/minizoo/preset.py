@@ -53,7 +53,7 @@ class Preset:
     name: str
     shape: Shape
     members: tuple[Member, ...]
-    search_items: int = 200
+    search_items: int = 400
     report_items: int = 800
     people: int = 100
     dev_items: int = 150

@@ -7,23 +7,27 @@ from typing import Any
 
 import modelglue
 from modelglue.evaluate.statistics import paired_difference
-from modelglue.recipe.choose import FamilyChoice, Team
+from modelglue.recipe.choose import Team
 from modelglue.recipe.contest import Result, best_single, oracle
+from modelglue.recipe.family import FamilyChoice
 from modelglue.recipe.session import Session
 from modelglue.report.data import (
+    AcceptanceTest,
     Difference,
     InputInfo,
     ModelFate,
     PairReason,
+    RivalComparison,
     RoutingTable,
     RunReport,
+    SearchGeneration,
     SearchPath,
     SearchStep,
     SimilarityMap,
     TableRow,
     TaskInfo,
 )
-from modelglue.search.problem import SearchResult
+from modelglue.search.problem import SearchResult, models_of
 from modelglue.zoo.cluster import Clustering
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -55,10 +59,15 @@ def assemble(
         else RoutingTable(tuple(routes["experts"]), tasks, tuple(map(tuple, routes["counts"]))),
         tasks=tuple(
             TaskInfo(
-                task.name, task.config.kind, len(task.items("search")), len(task.items("report"))
+                task.name,
+                task.kind,
+                len(task.items("search")),
+                len(task.items("report")),
+                len(session.inputs.division.accept.get(task.name, ())),
             )
             for task in session.inputs.tasks
         ),
+        acceptance=acceptance_tests([*choices, *(c for c in chosen if c not in choices)]),
         table=tuple(_table(results)),
         notes=session.notes,
         inputs=tuple(
@@ -100,17 +109,27 @@ def _fates(
 
 def _fate(session: Session, name: str, choice: FamilyChoice, team: Team) -> tuple[Any, str]:
     """What became of a model, and why."""
-    weight = choice.coefficients.get(name)
-    if weight is None:
-        won = next(result for result in choice.searches if result.strategy == choice.winner)
-        step = next(step for step in won.steps if step.candidate == name)
-        return "dropped", f"{won.strategy} for {', '.join(choice.tasks)}: {step.reason}"
+    if name in choice.failed:
+        return "dropped", f"it cannot be scored: {choice.failed[name]}"
+    if name not in models_of(choice.coefficients):
+        by = "the accepting test" if choice.winner is None else choice.winner
+        return "dropped", f"{by} for {', '.join(choice.tasks)}: {_why(name, choice)}"
     if choice.label not in team.leads:
         return "dropped", "the best of its family leads at no task"
     led = ", ".join(team.leads[choice.label]) or "prompts that were given for it"
-    if len(choice.coefficients) > 1:
-        return "merged", f"{session.config.merge.share(weight)} in {choice.label}"
+    if choice.single is None:
+        share = session.config.merge.share(choice.coefficients, name, choice.members)
+        return "merged", f"{share} in {choice.label}"
     return "expert", f"as it is, for {led}"
+
+
+def _why(name: str, choice: FamilyChoice) -> str:
+    """Why a model has no part in what was chosen in its family."""
+    if choice.winner is None:
+        return f"no merge is shown to be better than {choice.label}"
+    won = next(result for result in choice.searches if result.strategy == choice.winner)
+    turns = (step.reason for step in won.steps if step.candidate == name)
+    return next(turns, "it has no part in the best candidate")
 
 
 def similarity_map(
@@ -131,7 +150,8 @@ def search_paths(
 ) -> tuple[SearchPath, ...]:
     """What a report shows of the searches in all families; `chosen` may have searched again."""
     again = [choice for choice in chosen if choice not in choices]
-    superseded = {choice.number for choice in again}
+    whole = {choice.number: choice.coefficients for choice in choices}
+    superseded = {c.number for c in again if c.coefficients != whole[c.number]}
     return tuple(
         _path(
             choice,
@@ -153,7 +173,31 @@ def _path(choice: FamilyChoice, result: SearchResult, *, narrowed: bool, wins: b
         score=result.score,
         trials=result.trials,
         coefficients=result.coefficients,
-        steps=tuple(SearchStep(**step.to_json()) for step in result.steps),
+        steps=tuple(SearchStep(**vars(step)) for step in result.steps),
+        generations=tuple(SearchGeneration(**vars(each)) for each in result.generations),
+        items=result.items,
+    )
+
+
+def acceptance_tests(choices: Sequence[FamilyChoice]) -> tuple[AcceptanceTest, ...]:
+    """What a report shows of the tests that accepted or refused merges."""
+    return tuple(
+        AcceptanceTest(
+            family=choice.number - 1,
+            candidate=choice.found or "",
+            purpose=choice.tasks,
+            accepted=choice.verdict.accepted,
+            level=choice.verdict.level,
+            looks=choice.verdict.looks,
+            tried=choice.verdict.tried,
+            comparisons=tuple(
+                RivalComparison(one.rival, Difference(**vars(one.difference)), one.p)
+                for one in choice.verdict.comparisons
+            ),
+            text=choice.verdict.words(stays=None if choice.single else choice.label),
+        )
+        for choice in choices
+        if choice.verdict is not None
     )
 
 

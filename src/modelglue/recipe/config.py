@@ -6,6 +6,7 @@
       - {name: maths, kind: generate, extract: '#### *(-?[0-9]+)', max_new_tokens: 48,
          search: tasks/math.search.jsonl, report: tasks/math.report.jsonl}
     merge: {method: ties, parameters: {density: 0.5}}
+    search: {strategies: [heuristic_average, {strategy: evolution, trials: 60}]}
     output: runs/first
 
 Paths are relative to the file. Everything is checked here, all problems at once, before a model
@@ -20,14 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelglue.errors import ConfigError
-from modelglue.evaluate.task import Task, TaskConfig, task_problems
+from modelglue.evaluate.task import TaskConfig
+from modelglue.evaluate.task_config import parse_tasks
 from modelglue.recipe.formula import Formula, parse_formula
+from modelglue.recipe.search_config import SearchConfig, parse_search
 from modelglue.registry import nearest
-from modelglue.search.problem import STRATEGIES
+from modelglue.search.knobs import is_plain
 from modelglue.yamlfile import read_yaml
 
 RESERVED = re.compile(r"merged-\d+|glued model|mixture without merging|per-task oracle|uniform .*")
-STRATEGY_DEFAULT = ("heuristic_average", "heuristic_coefficient", "heuristic_similarity")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class RecipeConfig:
             configuration and tokenizer. By default each family's first model does.
         threshold: least cosine similarity within a family.
         merge: the method by which models are merged, linear by default.
-        strategies: the searches to run in each family; the best on the search items wins.
+        search: the strategies to run in each family, and what accepts their best.
         device: where models run: cpu, cuda, cuda:1, mps …
         dtype: float32, bfloat16, float16, or auto (as stored).
         batch_size: rows evaluated together, or auto.
@@ -73,7 +75,7 @@ class RecipeConfig:
     base: str | None = None
     threshold: float = 0.95
     merge: Formula = field(default_factory=Formula)
-    strategies: tuple[str, ...] = STRATEGY_DEFAULT
+    search: SearchConfig = field(default_factory=SearchConfig)
     device: str = "cpu"
     dtype: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
@@ -94,7 +96,7 @@ class RecipeConfig:
             "tasks": [task.to_mapping() for task in self.tasks],
             "output": str(self.output),
             "merge": self.merge.to_mapping(),
-            "search": {"strategies": list(self.strategies)},
+            "search": self.search.to_mapping(),
         }
         for name in ("threshold", "device", "dtype", "batch_size", "unsafe_code", "title"):
             mapping[name] = getattr(self, name)
@@ -148,7 +150,7 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
     tasks = _tasks(value.get("tasks"), root, problems)
     given = {name: value[name] for name in SCALARS if value.get(name) is not None}
     problems += [p for name, setting in given.items() if (p := _scalar_problem(name, setting))]
-    strategies = _strategies(value.get("search"), problems)
+    search = parse_search(value.get("search"), problems)
     merge = parse_formula(value.get("merge"), [entry.name for entry in models], problems)
     if merge.definition.needs_base and not merge.absorbs and not given.get("base"):
         problems.append(f"base: {merge.method} needs the model that the others come from")
@@ -161,7 +163,7 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
         tasks,
         root / value["output"],
         merge=merge,
-        strategies=strategies,
+        search=search,
         root=root,
         **given,
     )
@@ -205,6 +207,11 @@ def _models(value: object, problems: list[str]) -> tuple[ModelEntry, ...]:
         for entry in entries
         if RESERVED.fullmatch(entry.name)
     ]
+    problems += [
+        f"models: {entry.name!r} would mean something else in a candidate; choose another name"
+        for entry in entries
+        if not is_plain(entry.name)
+    ]
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
             problems.append(f"models: {times} are called {name!r}; tell them apart with name")
@@ -246,37 +253,4 @@ def _tasks(value: object, root: Path, problems: list[str]) -> tuple[TaskConfig, 
     if not isinstance(value, list) or not value:
         problems.append("tasks: a list of at least one task is needed")
         return ()
-    tasks = []
-    for index, mapping in enumerate(value):
-        found = task_problems(mapping, f"tasks[{index}]")
-        problems += found
-        if not found:
-            tasks.append(Task.from_mapping(mapping, root=root).config)
-    for name, times in Counter(task.name for task in tasks).items():
-        if times > 1:
-            problems.append(f"tasks: {times} are called {name!r}")
-    return tuple(tasks)
-
-
-def _strategies(value: object, problems: list[str]) -> tuple[str, ...]:
-    if value is None:
-        return STRATEGY_DEFAULT
-    if not isinstance(value, dict):
-        problems.append("search: must be a mapping with strategies")
-        return ()
-    problems += [
-        f"search.{key}: unknown key{nearest(str(key), ['strategies'])}"
-        for key in value
-        if key != "strategies"
-    ]
-    names = value.get("strategies", list(STRATEGY_DEFAULT))
-    if not isinstance(names, list) or not names:
-        problems.append(f"search.strategies: must be a list of {', '.join(STRATEGIES)}")
-        return ()
-    problems += [
-        f"search.strategies[{i}]: there is no {name!r}{nearest(str(name), STRATEGIES)} "
-        f"Known: {', '.join(STRATEGIES)}"
-        for i, name in enumerate(names)
-        if not isinstance(name, str) or name not in STRATEGIES
-    ]
-    return tuple(map(str, names))
+    return parse_tasks(value, root=root, problems=problems)

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import probe
-from modelglue.evaluate.task import Task
 from modelglue.recipe.config import RecipeConfig
 
 
 def without_code_where_unsafe(config: RecipeConfig) -> tuple[RecipeConfig, tuple[str, ...]]:
     """The recipe, less its code tasks if nothing here can contain them; and remarks that say so."""
-    risky = [task for task in config.tasks if Task(task).runs_code]
+    risky = [task for task in config.tasks if task.open().runs_code]
     if not risky or config.unsafe_code:
         return config, ()
     try:

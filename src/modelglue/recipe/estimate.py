@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.inputs import Inputs
+from modelglue.recipe.search_config import StrategyConfig
 from modelglue.search.strategies.heuristic_coefficient import SHARES
 from modelglue.zoo.compatibility import incompatibility
 
-TRIALS_A_MODEL = {"heuristic_average": 1}
-"""Trials that a strategy makes for each model but the first; the others try every share."""
+TRIALS_A_MODEL = {"heuristic_average": 1, "greedy_soup": 1}
+"""Trials that a strategy makes for each model but the first; other heuristics try every share."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class StageEstimate:
     memory: int = 0
 
 
-def trials_at_most(models: int, strategies: Sequence[str]) -> int:
+def trials_at_most(models: int, strategies: Sequence[StrategyConfig]) -> int:
     """Candidates that a family of so many models can need; shared ones are made once.
 
-    >>> trials_at_most(1, ["heuristic_average"]), trials_at_most(3, ["heuristic_coefficient"])
-    (1, 21)
+    >>> trials_at_most(3, [StrategyConfig("heuristic_coefficient", "heuristic_coefficient")])
+    21
     """
-    return models + sum(
-        TRIALS_A_MODEL.get(strategy, len(SHARES)) * (models - 1) for strategy in strategies
-    )
+
+    def own(one: StrategyConfig) -> int:
+        if "trials" in one.options:
+            return int(one.options["trials"])
+        return TRIALS_A_MODEL.get(one.strategy, len(SHARES)) * (models - 1)
+
+    return models + sum(map(own, strategies)) if models > 1 else models
 
 
 def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
@@ -58,7 +63,7 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
     text = f"compare {len(size)} models, each read once"
     stages = [StageEstimate("cluster", text, disk=sum(adapted))]
     for number, group in enumerate(groups, start=1):
-        trials = trials_at_most(len(group), config.strategies if len(group) > 1 else ())
+        trials = trials_at_most(len(group), config.search.strategies)
         held = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
         stages.append(
             StageEstimate(
@@ -87,7 +92,7 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
         stages.append(StageEstimate("unmerged", text, disk=disk))
     # Each family of at least two has its rows; there are at most half as many as models.
     families = max(1, len(size) // 2)
-    rows = len(size) + 3 + families * (len(config.strategies) + 1)
+    rows = len(size) + 3 + families * (len(config.search.strategies) + 1)
     held = max(sum(size[name] for name in group) + size[group[0]] for group in groups)
     stages.append(
         StageEstimate(

@@ -11,10 +11,17 @@ from pathlib import Path
 from modelglue.evaluate.threads import threads_for
 from modelglue.recipe import choose, contest
 from modelglue.recipe.assemble import assemble
-from modelglue.recipe.choose import Candidate, FamilyChoice, Team
+from modelglue.recipe.choose import Candidate, Team
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.contest import Contestant
 from modelglue.recipe.estimate import mergeable_groups
+from modelglue.recipe.family import (
+    FamilyChoice,
+    choose_for_tasks,
+    choose_in_family,
+    looks_of,
+    write_merge,
+)
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session
@@ -73,14 +80,16 @@ def glue(
         clustering = choose.find_families(session)
         if (finished := _finished(run)) is not None:
             return finished
+        families = ordered_families(config, clustering)
+        looks = looks_of(families)
         choices = [
-            choose.choose_in_family(session, number, members)
-            for number, members in enumerate(ordered_families(config, clustering), start=1)
+            choose_in_family(session, number, members, looks=looks)
+            for number, members in enumerate(families, start=1)
         ]
         asked_for = [c.label for c in choices if choose.given_prompts(session, c.members)]
         leads = choose.choose_team({c.label: c.scores for c in choices}, asked_for).leads
         chosen = [
-            choose.choose_for_tasks(session, choice, leads[choice.label])
+            choose_for_tasks(session, choice, leads[choice.label], looks=looks)
             for choice in choices
             if choice.label in leads
         ]
@@ -124,17 +133,18 @@ def ordered_families(config: RecipeConfig, clustering: Clustering) -> list[tuple
 def merged_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
     """The chosen model of each family."""
     return {
-        choice.label: Candidate(choice.members, choose.write_merge(session, choice), choice.scores)
+        choice.label: Candidate(choice.members, write_merge(session, choice), choice.scores)
         for choice in choices
     }
 
 
 def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
-    """Every model of the zoo as it is."""
+    """Every model of the zoo as it is, but for those that cannot be scored."""
     scores = {name: own for choice in choices for name, own in choice.singles.items()}
     return {
         name: Candidate((name,), session.folder_of(name), scores[name])
         for name in session.config.names
+        if name in scores
     }
 
 
@@ -152,7 +162,7 @@ def contestants(
         rows.append(_uniform("uniform merge of everything", everything, everything))
     for choice in choices:
         group = choice.members
-        rows += [Contestant(name, "single", group, {name: 1.0}) for name in group]
+        rows += [Contestant(name, "single", group, {name: 1.0}) for name in choice.singles]
         if len(group) > 1:
             which = f" {choice.number}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
             if _mergeable(session, group):

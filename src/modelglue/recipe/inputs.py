@@ -10,8 +10,10 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.errors import CheckpointError, ConfigError, RunConflict, TaskError
 from modelglue.evaluate.sandbox import Sandbox, probe
-from modelglue.evaluate.task import SPLITS, Task
+from modelglue.evaluate.sandbox.remembering import Remembering
+from modelglue.evaluate.task import Task
 from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.division import Division, divide
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Inputs:
     Attributes:
         models: checkpoint by name, in the recipe's order.
         base: the model that the others come from, or None.
+        division: which of the search items propose merges, and which accept them.
         sandbox: for the tasks that run code; None if none does.
     """
 
     models: dict[str, Checkpoint]
     base: Checkpoint | None
     tasks: tuple[Task, ...]
+    division: Division
     sandbox: Sandbox | None
 
     def companion_digests(self) -> dict[str, str]:
@@ -40,13 +44,8 @@ class Inputs:
         return digests
 
     def task_digests(self) -> dict[str, str]:
-        """A digest of each task's two files, to notice when one changes under a run."""
-        digests = {}
-        for task in self.tasks:
-            files = [getattr(task.config, split) for split in SPLITS]
-            content = b"\0".join(file.read_bytes() for file in files)
-            digests[task.name] = hashlib.sha256(content).hexdigest()
-        return digests
+        """A digest of each task's items, to notice when one changes under a run."""
+        return {task.name: task.digest() for task in self.tasks}
 
 
 @contextmanager
@@ -74,18 +73,19 @@ def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
         }
         base = opened(config.base, "base") if config.base else None
         problems += _device_problems(config.device)
-        tasks = tuple(Task(task) for task in config.tasks)
+        tasks = tuple(task.open() for task in config.tasks)
         for task in tasks:
             try:
                 task.check()
             except TaskError as error:
-                problems.append(str(error))
+                problems.append(str(error).replace("\n", "\n  "))
         if problems:
             raise ConfigError(problems)
+        division = divide(tasks, config.search.validation)
         runs_code = any(task.runs_code for task in tasks)
-        sandbox = probe(unsafe=config.unsafe_code) if runs_code else None
+        sandbox = Remembering(probe(unsafe=config.unsafe_code)) if runs_code else None
         models = {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
-        yield Inputs(models, base, tasks, sandbox)
+        yield Inputs(models, base, tasks, division, sandbox)
 
 
 def _device_problems(device: str) -> list[str]:

@@ -1,19 +1,37 @@
 """The first half of the recipe alone: families, and what is worth merging in each."""
 
+from dataclasses import dataclass
+
 from modelglue.evaluate.threads import threads_for
-from modelglue.recipe.assemble import search_paths
-from modelglue.recipe.choose import choose_in_family, find_families
+from modelglue.recipe.assemble import acceptance_tests, search_paths
+from modelglue.recipe.choose import find_families
 from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.family import FamilyChoice, choose_in_family, looks_of
 from modelglue.recipe.glue import ordered_families
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session
-from modelglue.report.data import SearchPath
+from modelglue.report.data import AcceptanceTest, SearchPath
 from modelglue.report.events import Listener, silent
 
 
-def search_families(config: RecipeConfig, *, listen: Listener = silent) -> tuple[SearchPath, ...]:
-    """Every strategy's path in every family of at least two; no report item is looked at.
+@dataclass(frozen=True)
+class Searched:
+    """What searches alone came to.
+
+    Attributes:
+        paths: one a strategy in every family of at least two.
+        acceptance: the tests of what they found, on items that they did not see.
+        choices: the same with everything that a script may want to know.
+    """
+
+    paths: tuple[SearchPath, ...]
+    acceptance: tuple[AcceptanceTest, ...]
+    choices: tuple[FamilyChoice, ...]
+
+
+def search_families(config: RecipeConfig, *, listen: Listener = silent) -> Searched:
+    """Search every family of at least two, and test what is found; no report item is looked at.
 
     `glue` with the same recipe goes on from what this leaves in the run directory.
     """
@@ -24,7 +42,9 @@ def search_families(config: RecipeConfig, *, listen: Listener = silent) -> tuple
     ):
         session = Session(config, inputs, run, listen)
         families = ordered_families(config, find_families(session))
+        looks = looks_of(families)
         choices = [
-            choose_in_family(session, i, members) for i, members in enumerate(families, start=1)
+            choose_in_family(session, number, members, looks=looks)
+            for number, members in enumerate(families, start=1)
         ]
-        return search_paths(choices)
+        return Searched(search_paths(choices), acceptance_tests(choices), tuple(choices))

@@ -1,18 +1,21 @@
 """What the stages of one run share: the recipe, its inputs, the run directory, a listener."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelglue.checkpoint.source import materialise
-from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.scores import Scores
+from modelglue.evaluate.task import Task
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.division import Parts
 from modelglue.recipe.inputs import Inputs
-from modelglue.recipe.objective import Family, Template
+from modelglue.recipe.objective import Family
 from modelglue.recipe.rundir import RunDirectory
+from modelglue.recipe.workers import Families, Station, scorer
 from modelglue.report.events import Event, Listener
-from modelglue.zoo.compatibility import incompatibility
+from modelglue.search.executors import Executor, executor
+from modelglue.search.executors.serial import Serial
 
 
 @dataclass
@@ -41,16 +44,7 @@ class Session:
         key = tuple(names)
         if self._held is None or self._held[0] != key:
             self._held = None  # let go of the last one's weights before loading the next
-            family = Family(
-                {name: self.inputs.models[name] for name in key},
-                references={entry.name: entry.model for entry in self.config.models},
-                template=self._template(key),
-                formula=self.config.merge,
-                root=self.config.root,
-                folder_of=self.folder_of,
-                load=self._load,
-            )
-            self._held = (key, family)
+            self._held = (key, self._families.of(key))
         if not isinstance(self._held[1], Family):
             raise TypeError(f"{key} is held as a mixture")
         return self._held[1]
@@ -73,24 +67,59 @@ class Session:
 
     def folder_of(self, name: str) -> Path:
         """A model of the zoo as a plain folder; an adapter is merged into its base there, once."""
-        place = self.run.folder("adapters") / str(self.config.names.index(name))
-        # Written whole or not at all, so what stands there is good.
-        return place if place.exists() else materialise(self.inputs.models[name], place)
+        return self._families.folder_of(name)
 
-    def _load(self, folder: Path) -> HuggingFaceModel:
-        return HuggingFaceModel.load(
-            folder,
-            device=self.config.device,
-            dtype=self.config.dtype,
-            batch_size=self.config.batch_size,
+    def executor(
+        self, members: tuple[str, ...], tasks: Sequence[Task], parts: Mapping[int | None, Parts]
+    ) -> Executor:
+        """Who evaluates the candidates of a family, as the recipe says; whoever asks closes it.
+
+        Args:
+            parts: what each block's items are; under None, all that a search may see.
+        """
+        search = self.config.search
+        if search.executor == "serial":
+            # Asked for each time: something else may have been held in the meantime.
+            return Serial(scorer(lambda: self.family(members), tasks, parts, self.inputs.sandbox))
+        for name in members:
+            self.folder_of(name)
+        self._families.template(members)  # what has to be written is written once, here
+        gpus = search.gpus_per_worker or float(self.config.device.startswith("cuda"))
+        return executor(
+            search.executor,
+            Station(self.config, self._adapters, members, tuple(t.name for t in tasks), parts),
+            workers=search.workers,
+            address=search.address,
+            gpus_per_worker=gpus,
         )
 
-    def _template(self, names: tuple[str, ...]) -> Template:
-        """The base, where it fits; else the family's first model."""
-        base, first = self.inputs.base, self.inputs.models[names[0]]
-        if base is not None and self.config.base and incompatibility(base, first) is None:
-            place = self.run.folder("adapters") / "base"
-            folder = place if place.exists() else materialise(base, place)
-            return Template(base, self.config.base, folder, is_base=True)
-        (reference,) = (e.model for e in self.config.models if e.name == names[0])
-        return Template(first, reference, self.folder_of(names[0]))
+    def base_in(self, members: Sequence[str]) -> str | None:
+        """What the base of these models is called: as a member of the zoo, or as the user wrote it.
+
+        None where the recipe names no base, or one that does not fit them.
+        """
+        template = self._families.template(members)
+        if not template.is_base:
+            return None
+        path = template.checkpoint.path
+        same = (name for name, model in self.inputs.models.items() if model.path == path)
+        return next(same, template.reference)
+
+    def base_scores(self, members: Sequence[str], tasks: Sequence[Task], part: Parts) -> Scores:
+        """The base's own scores on a part of the search items, where it is not in the zoo."""
+        model = self._families.load(self._families.template(members).folder)
+        sandbox = self.inputs.sandbox
+        return Scores(
+            tuple(
+                task.evaluate(model, "search", sandbox=sandbox, part=part[task.name])
+                for task in tasks
+            )
+        )
+
+    @property
+    def _adapters(self) -> Path:
+        return self.run.folder("adapters")
+
+    @property
+    def _families(self) -> Families:
+        return Families(self.config, self.inputs, self._adapters, self.config.names)

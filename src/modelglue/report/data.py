@@ -80,8 +80,31 @@ class SearchStep:
 
 
 @dataclass(frozen=True)
+class SearchGeneration:
+    """One generation of an evolution.
+
+    `best` is its best mean, estimated where a race stopped a candidate early; `incumbent` the best
+    mean so far of a candidate that was scored on all items; `spread` the step size; `stopped` and
+    `failed` count candidates; `items` item evaluations.
+    """
+
+    number: int
+    best: float
+    incumbent: float
+    spread: float
+    candidates: int
+    stopped: int = 0
+    failed: int = 0
+    items: int = 0
+
+
+@dataclass(frozen=True)
 class SearchPath:
-    """One strategy's way through one family, scored on the search items."""
+    """One strategy's way through one family, scored on the items that propose.
+
+    `coefficients` may have other knobs than weights by model (see `search.knobs`); `steps` are of
+    strategies that go model by model, `generations` of those that evolve.
+    """
 
     family: int
     strategy: str
@@ -90,6 +113,41 @@ class SearchPath:
     trials: int
     coefficients: Mapping[str, float]
     steps: tuple[SearchStep, ...] = ()
+    generations: tuple[SearchGeneration, ...] = ()
+    items: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A value that `json` can write, as it stands in a report's."""
+        return dict(_encode(self))
+
+
+@dataclass(frozen=True)
+class RivalComparison:
+    """What the accepting test found against one rival: p of "no better than it"."""
+
+    rival: str
+    difference: "Difference"
+    p: float
+
+
+@dataclass(frozen=True)
+class AcceptanceTest:
+    """Whether the best of a family's searches was accepted on items that no search had seen.
+
+    `candidate` is the strategy that found it, `purpose` the tasks that it was for, `level` that of
+    the test, shared by `looks` tests on these items, `tried` how many candidates were looked at
+    before, `text` all of it in words.
+    """
+
+    family: int
+    candidate: str
+    purpose: tuple[str, ...]
+    accepted: bool
+    level: float
+    looks: int
+    tried: int
+    comparisons: tuple[RivalComparison, ...]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -103,12 +161,13 @@ class RoutingTable:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A task and the sizes of its disjoint splits."""
+    """A task and the sizes of its disjoint splits; of the search items some only accept."""
 
     name: str
     kind: str
     search_items: int
     report_items: int
+    validation_items: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,6 +223,7 @@ class RunReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     merge: str = "linear"
+    acceptance: tuple[AcceptanceTest, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A value that `json` can write; what is not finite becomes null, what is not text �."""

@@ -28,6 +28,20 @@ SEARCH = (
     "one: a candidate stays if the best mixture found with it scores higher on the search items. "
     "A mixture c : 1\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}c keeps c of what stood before."
 )
+EVOLUTION = (
+    "An evolution draws each generation of candidates around a centre, then moves the centre, and "
+    "the step size of the next draw, towards those that scored best on the search items. A "
+    "candidate that is stopped early counts with an estimate, which may lie above the best so far "
+    "on all items."
+)
+ACCEPTED = "Which merges were accepted"
+ACCEPTANCE = (
+    "Who looks at many candidates finds one that is lucky on its items. The best of each search "
+    "was therefore tested once more, on items that no search had seen: a merge is accepted only "
+    "if a paired test finds it better than each rival, and otherwise the best single model stays. "
+    "Differences are in points with their intervals; p is the chance of one at least this large "
+    "for a merge that is no better."
+)
 ROUTING = (
     "How many report items of each task the router sent to each expert. It sees the prompt alone, "
     "and decides once."
@@ -36,6 +50,13 @@ MAKING = "What the run was given, so that it can be repeated and checked."
 
 MAX_REASONS = 200
 """More pairs than this are left to report.json: a hundred models have 4,950."""
+
+
+def search(report: RunReport) -> str:
+    """How the searches of this run went."""
+    evolved = any(path.generations for path in report.searches)
+    stepped = any(path.steps for path in report.searches)
+    return f"{SEARCH if stepped or not evolved else ''} {EVOLUTION if evolved else ''}".strip()
 
 
 def no_searches(report: RunReport) -> str:

@@ -35,12 +35,19 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
 
 
-def forest_track(difference: Difference | None, low: float, high: float, name: str) -> Markup:
+def forest_track(
+    difference: Difference | None,
+    low: float,
+    high: float,
+    name: str,
+    *,
+    interval: str = "95 % interval",
+) -> Markup:
     """One row of the forest plot: zero line, interval, mean. No difference marks the reference."""
     zero = _percent(0.0, low, high)
     parts = [element("line", x1=zero, x2=zero, y1=0, y2="100%", class_="zero")]
     if difference is None:
-        parts.append(_mark(zero, "M-4 -4h8v8h-8z", "reference"))
+        parts.append(mark(zero, "M-4 -4h8v8h-8z", "reference"))
         spoken = f"{name}: the reference"
     elif not all(map(math.isfinite, (difference.mean, difference.low, difference.high))):
         spoken = f"{name}: no interval"
@@ -49,11 +56,11 @@ def forest_track(difference: Difference | None, low: float, high: float, name: s
         start, end = (_percent(x, low, high) for x in (difference.low, difference.high))
         parts.append(element("line", x1=start, x2=end, y1="50%", y2="50%", class_=f"ci {tone}"))
         for x in (start, end):
-            parts.append(_mark(x, "M0 -4v8", f"whisker {tone}"))
-        parts.append(_mark(_percent(difference.mean, low, high), "M0 -6L6 0L0 6L-6 0z", tone))
+            parts.append(mark(x, "M0 -4v8", f"whisker {tone}"))
+        parts.append(mark(_percent(difference.mean, low, high), "M0 -6L6 0L0 6L-6 0z", tone))
         spoken = (
             f"{name}: {words.points(difference.mean)} points, "
-            f"95 % interval {words.interval(difference)}"
+            f"{interval} {words.interval(difference)}"
         )
     return element("svg", parts, class_="track", role="img", aria_label=spoken)
 
@@ -158,15 +165,15 @@ def _candidate(step: SearchStep, index: int, x: str, y: float, *, below: bool) -
         "title", f"{step.candidate}: {words.score(step.score)}, {words.outcome(step, index)}"
     )
     if words.outcome(step, index) == words.START:
-        return _mark(x, "M-5 -5h10v10h-10z", "accepted", y=y, title=title)
+        return mark(x, "M-5 -5h10v10h-10z", "accepted", y=y, title=title)
     if step.accepted:
-        return _mark(
+        return mark(
             x, "M0 -5.5A5.5 5.5 0 1 1 0 5.5A5.5 5.5 0 1 1 0 -5.5z", "accepted", y=y, title=title
         )
     if below:  # far under the axis: an arrow, with the number that the axis cannot show
         number = element("text", words.score(step.score), y=-9, text_anchor="middle")
-        return _mark(x, "M-5 -5h10L0 4z", "dropped off", y=y, title=title, extra=number)
-    return _mark(x, "M-4 -4L4 4M-4 4L4 -4", "dropped", y=y, title=title)
+        return mark(x, "M-5 -5h10L0 4z", "dropped off", y=y, title=title, extra=number)
+    return mark(x, "M-4 -4L4 4M-4 4L4 -4", "dropped", y=y, title=title)
 
 
 def _score_range(shown: Sequence[SearchStep]) -> tuple[float, float, list[float]]:
@@ -190,7 +197,7 @@ def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * (value - low) / (high - low):.2f}%"
 
 
-def _mark(
+def mark(
     x: str,
     d: str,
     class_: str,

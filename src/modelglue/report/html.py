@@ -7,10 +7,13 @@ Everything is an `element`, which escapes whatever is not markup already; so a m
 from collections.abc import Sequence
 from importlib import resources
 
-from modelglue.report import explain, figures, sections, words
+from modelglue.report import explain, figures, sections, verdicts, words
+from modelglue.report.acceptance import acceptance
 from modelglue.report.data import RunReport, TableRow
+from modelglue.report.headline import headline
 from modelglue.report.markup import Child, Markup, element
 from modelglue.report.parts import score_cell, table, th
+from modelglue.report.searches import searches
 
 
 def render_html(report: RunReport) -> str:
@@ -27,6 +30,9 @@ def render_html(report: RunReport) -> str:
     )
     content = [
         _section("result", "Against the best single model", explain.RESULT, _forest(report)),
+        _section("acceptance", explain.ACCEPTED, explain.ACCEPTANCE, acceptance(report))
+        if verdicts.any_told(report)
+        else None,
         _section(
             "table", "Final table", f"{explain.TABLE} {explain.TABLE_BOLD}", _final_table(report)
         ),
@@ -37,7 +43,7 @@ def render_html(report: RunReport) -> str:
             f"{explain.SIMILARITY} {explain.FRAMES}",
             sections.similarity_and_families(report),
         ),
-        _section("search", "The search", explain.SEARCH, sections.searches(report)),
+        _section("search", "The search", explain.search(report), searches(report)),
         _section("routing", "Routing", explain.ROUTING, sections.routing_table(report)),
         _section("making", "How it was made", explain.MAKING, sections.making(report)),
     ]
@@ -46,7 +52,7 @@ def render_html(report: RunReport) -> str:
 
 
 def _top(report: RunReport) -> Markup:
-    verdict = words.headline(report)
+    verdict = headline(report)
     sign = {"gain": "▲", "loss": "▼", "unclear": "◆", "unknown": "○"}[verdict.verdict]
     facts = [
         element(

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from modelglue.report import explain, families, words
+from modelglue.report import candidates, explain, families, generations, verdicts, words
+from modelglue.report.candidates import Candidate
 from modelglue.report.data import RunReport, SearchPath, TableRow
+from modelglue.report.headline import headline
 from modelglue.report.markup import clean
 
 MAX_MATRIX = 24
@@ -13,12 +15,13 @@ MAX_MATRIX = 24
 
 def render_markdown(report: RunReport) -> str:
     """The whole document."""
-    verdict = words.headline(report)
+    verdict = headline(report)
     blocks = [
         f"# {text(report.title)}",
         f"**{text(verdict.short)}.** {text(verdict.sentence)}",
         bullets(f"{what}: {figure} ({remark})" for what, figure, remark in words.glance(report)),
         *(f"Note: {text(note)}" for note in report.notes),
+        *_acceptance(report),
         "## Final table",
         explain.TABLE,
         _final_table(report),
@@ -29,7 +32,7 @@ def render_markdown(report: RunReport) -> str:
         f"{explain.SIMILARITY} {explain.threshold(report)}",
         *_similarity(report),
         "## The search",
-        explain.SEARCH,
+        explain.search(report),
         *_searches(report),
         "## Routing",
         explain.ROUTING,
@@ -102,7 +105,7 @@ def _fates(report: RunReport) -> str:
             model.architecture,
             words.FATES[model.fate],
             words.family(model.family),
-            words.weight(words.coefficient(report, model)),
+            candidates.share(report, model).text,
             *(_score(model.search.get(task)) for task in tasks),
             words.parameters(model.parameters),
             model.reason,
@@ -166,12 +169,25 @@ def _searches(report: RunReport) -> list[str]:
         block
         for _, paths in words.searches_by_family(report)
         for path in paths
-        for block in _search(path)
+        for block in _search(path, won=candidates.won(path, refused=verdicts.refused(report, path)))
     ]
 
 
-def _search(path: SearchPath) -> list[str]:
+def _search(path: SearchPath, *, won: str) -> list[str]:
     title = f"### Family {words.family(path.family)}: {text(words.strategy(path.strategy))}"
+    summary = candidates.summary(path) + (f", {won.lstrip('★✕ ')}" if won else "")
+    formula = candidates.formula(path)
+    return [
+        title,
+        f"{text(summary)}.",
+        f"Result: {text(formula)}." if formula else "",
+        *_numbers(candidates.read(path)),
+        _steps(path) if path.steps else "",
+        *(_generations(path) if path.generations else ()),
+    ]
+
+
+def _steps(path: SearchPath) -> str:
     head = ["Step", "Candidate", "Mixture", "Score", "Gain", "Outcome", "Why"]
     rows = [
         [
@@ -185,8 +201,52 @@ def _search(path: SearchPath) -> list[str]:
         ]
         for i, step in enumerate(path.steps)
     ]
-    summary = text(words.search_summary(path) + (", the winner" if path.winner else ""))
-    return [title, f"{summary}.", f"Result: {text(words.formula(path))}.", table(head, rows)]
+    return table(head, rows)
+
+
+def _generations(path: SearchPath) -> list[str]:
+    shown = generations.selected(path)
+    rows = map(generations.row, generations.selection(path.generations))
+    return [
+        generations.summary(path),
+        table(generations.HEAD, rows),
+        f"{shown}." if shown else "",
+    ]
+
+
+def _numbers(candidate: Candidate) -> list[str]:
+    """What is more than a weight for each model."""
+    grid = candidate.grid
+    blocks = []
+    if grid.groups:
+        rows = [
+            [group, *map(words.weight, cells)]
+            for group, cells in zip(grid.groups, grid.cells, strict=True)
+        ]
+        blocks.append(table(["Group", *map(candidates.label, grid.columns)], rows))
+    if candidate.runs:
+        runs = [[r.places, r.model, r.layers, candidates.scales(r)] for r in candidate.runs]
+        blocks.append(table(candidates.RUN_HEAD, runs))
+    if candidate.parameters:
+        blocks.append(bullets(f"{n}: {words.weight(v)}" for n, v in candidate.parameters.items()))
+    return blocks
+
+
+def _acceptance(report: RunReport) -> list[str]:
+    if not verdicts.any_told(report):
+        return []
+    blocks = [f"## {explain.ACCEPTED}", explain.ACCEPTANCE]
+    for test in report.acceptance:
+        rows = [[one.rival, *verdicts.evidence(one)] for one in test.comparisons]
+        blocks += [
+            f"### {text(verdicts.title(test, report))}: {verdicts.mark(test)}",
+            f"**{text(verdicts.said(test))}**",
+            table(verdicts.HEAD, rows) if rows else "",
+            text(verdicts.terms(test)),
+        ]
+    for one in verdicts.untested(report):
+        blocks += [f"### {text(one.title)}: {verdicts.UNTESTED}", f"**{text(one.said)}**"]
+    return blocks
 
 
 def _routing(report: RunReport) -> str:
@@ -203,11 +263,22 @@ def _routing(report: RunReport) -> str:
 def _making(report: RunReport) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     took = f", {words.duration(report.seconds)}" if report.seconds is not None else ""
-    rows = [[t.name, t.kind, f"{t.search_items}", f"{t.report_items}"] for t in report.tasks]
+    validated = any(task.validation_items for task in report.tasks)
+    rows = [
+        [
+            task.name,
+            task.kind,
+            f"{task.search_items}",
+            *([words.validation(task)] if validated else []),
+            f"{task.report_items}",
+        ]
+        for task in report.tasks
+    ]
+    extra = [words.VALIDATION] if validated else []
     return [
         fenced(report.command) if report.command else "",
         f"Versions: {text(versions)}." if versions else "",
-        table(["Task", "Kind", "Search items", "Report items"], rows) if rows else "",
+        table(["Task", "Kind", "Search items", *extra, "Report items"], rows) if rows else "",
         table(["Model", "Fingerprint"], [[i.name, i.fingerprint] for i in report.inputs])
         if report.inputs
         else "",

@@ -1,9 +1,9 @@
-"""The page's sections after the final table: the models, the families, the search, the making."""
+"""The page's sections after the final table: the models, the families, the making."""
 
 from collections.abc import Sequence
 
-from modelglue.report import explain, families, figures, heat_map, words
-from modelglue.report.data import ModelFate, RunReport, SearchPath, SimilarityMap
+from modelglue.report import candidates, explain, families, figures, heat_map, words
+from modelglue.report.data import ModelFate, RunReport, SimilarityMap
 from modelglue.report.markup import Child, Markup, element
 from modelglue.report.parts import fold, score_cell, table, th
 
@@ -25,7 +25,7 @@ def fates(report: RunReport) -> Markup:
 
 
 def _fate(model: ModelFate, report: RunReport, tasks: Sequence[str]) -> Markup:
-    weight = words.coefficient(report, model)
+    share = candidates.share(report, model)
     return element(
         "tr",
         element(
@@ -38,8 +38,8 @@ def _fate(model: ModelFate, report: RunReport, tasks: Sequence[str]) -> Markup:
         element("td", words.family(model.family), class_="num"),
         element(
             "td",
-            words.weight(weight),
-            figures.bar(weight) if weight is not None else None,
+            share.text,
+            figures.bar(share.part) if share.part is not None else None,
             class_="num score",
         ),
         *(score_cell(model.search.get(task)) for task in tasks),
@@ -131,65 +131,6 @@ def _reasons(report: RunReport) -> Markup | None:
     )
 
 
-def searches(report: RunReport) -> Child:
-    """Each search's path, the winners open."""
-    if not report.searches:
-        return element("p", explain.no_searches(report))
-    return [
-        [
-            element("h3", f"Family {words.family(family)}"),
-            [_search(path) for path in paths],
-        ]
-        for family, paths in words.searches_by_family(report)
-    ]
-
-
-def _search(path: SearchPath) -> Markup:
-    won = " ★ the winner" if path.winner else ""
-    title = [
-        element("b", words.strategy(path.strategy)),
-        f" · {words.search_summary(path)}",
-        element("span", won, class_="won") if won else None,
-    ]
-    head = [
-        th("Step"),
-        th("Candidate"),
-        th("Mixture"),
-        th("Score"),
-        th("Gain"),
-        th("Outcome"),
-        th("Why"),
-    ]
-    rows = [
-        element(
-            "tr",
-            element("td", f"{i + 1}", class_="num"),
-            element("th", element("span", step.candidate, class_="name"), scope="row"),
-            element("td", words.mixture(step.coefficient), class_="num"),
-            element("td", words.score(step.score), class_="num"),
-            element("td", words.gain(step), class_="num"),
-            element(
-                "td",
-                words.outcome(step, i),
-                class_=f"fate {'merged' if step.accepted else 'dropped'}",
-            ),
-            element("td", step.reason, class_="why"),
-        )
-        for i, step in enumerate(path.steps)
-    ]
-    return element(
-        "details",
-        element("summary", title),
-        element("p", "Result: ", words.formula(path), class_="formula"),
-        figures.steps(path),
-        element(
-            "p", "■ start   ● came in   × dropped   ▼ dropped, too low for the axis", class_="keys"
-        ),
-        table(f"Steps of {words.strategy(path.strategy)}", head, element("tbody", rows)),
-        open="open" if path.winner else None,
-    )
-
-
 def routing_table(report: RunReport) -> Markup:
     """Items of each task by expert."""
     routing = report.routing
@@ -217,12 +158,14 @@ def routing_table(report: RunReport) -> Markup:
 
 def making(report: RunReport) -> Child:
     """Command, versions, tasks, inputs."""
+    validated = any(task.validation_items for task in report.tasks)
     tasks = [
         element(
             "tr",
             element("th", element("span", task.name, class_="name"), scope="row"),
             element("td", task.kind),
             element("td", f"{task.search_items}", class_="num"),
+            element("td", words.validation(task), class_="num") if validated else None,
             element("td", f"{task.report_items}", class_="num"),
         )
         for task in report.tasks
@@ -236,7 +179,13 @@ def making(report: RunReport) -> Child:
         for i in report.inputs
     ]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    task_head = [th("Task"), th("Kind"), th("Search items"), th("Report items")]
+    task_head = [
+        th("Task"),
+        th("Kind"),
+        th("Search items"),
+        *([th(words.VALIDATION)] if validated else []),
+        th("Report items"),
+    ]
     return [
         element("pre", element("code", report.command)) if report.command else None,
         element("p", f"Versions: {versions}.") if versions else None,

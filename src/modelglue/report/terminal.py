@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from modelglue.report import families, words
+from modelglue.report import candidates, families, generations, verdicts, words
 from modelglue.report.data import RunReport, SearchPath, SimilarityMap, TableRow
 from modelglue.report.figures import tone_of
+from modelglue.report.headline import headline
 from modelglue.report.markup import clean
 
 _TONES = {"gain": "green", "loss": "red", "unclear": "dim"}
@@ -22,11 +23,14 @@ MAX_SINGLES = 12
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
-    """The verdict, the final table, what became of the models, routing, and the notes."""
+    """All tables and notes, the verdict last, where the eye is."""
     console = console or wide_console()
-    verdict = words.headline(report)
+    verdict = headline(report)
     style = {"gain": "bold green", "loss": "bold red"}.get(verdict.verdict, "bold")
-    for part in (*final_tables(report), fates_table(report), *routing_tables(report)):
+    won = [s for s in report.searches if s.winner and not verdicts.refused(report, s)]
+    numbers = [table for path in won for table in number_tables(path)]
+    tables = (*final_tables(report), fates_table(report), *numbers, *routing_tables(report))
+    for part in (*tables, *acceptance_parts(report)):
         console.print(part)
     for note in report.notes:
         console.print(Text(f"Note: {clean(note)}"))
@@ -75,7 +79,7 @@ def fates_table(report: RunReport) -> Table:
             Text(clean(model.name)),
             Text(words.FATES[model.fate], style=_FATES[model.fate]),
             words.family(model.family),
-            words.weight(words.coefficient(report, model)),
+            Text(candidates.share(report, model).text),
             words.score(words.mean(model.search)),
             Text(clean(model.reason)),
         )
@@ -110,12 +114,27 @@ def reasons_table(similarity: SimilarityMap, *, most: int = 40) -> Table:
     return table
 
 
-def search_table(path: SearchPath) -> Table:
-    """A search's path: who came up, in what mixture, what it gained."""
-    won = " ★ the winner" if path.winner else ""
-    table = table_of(
-        f"{words.strategy(path.strategy)}, family {words.family(path.family)}{won}", []
-    )
+def search_tables(path: SearchPath, *, refused: bool = False) -> list[Table]:
+    """A search's way, step by step or generation by generation, and the numbers that it came to.
+
+    Args:
+        refused: whether its result was tested and not accepted.
+    """
+    won = candidates.won(path, refused=refused)
+    name = f"{words.strategy(path.strategy)}, family {words.family(path.family)}"
+    way = _generations(path) if path.generations else _steps(path)
+    way.title = Text(clean(f"{name} {won}".strip()), style="bold")
+    formula = candidates.formula(path)
+    lines = [": ".join(filter(None, (candidates.summary(path), formula)))]
+    if path.generations:
+        shown = generations.selected(path)
+        lines += [generations.summary(path), *([f"{shown}."] if shown else [])]
+    way.caption = Text(clean("\n".join(lines)))
+    return [way, *number_tables(path)]
+
+
+def _steps(path: SearchPath) -> Table:
+    table = table_of("", [])
     table.add_column("Step", justify="right", no_wrap=True)
     table.add_column("Candidate", overflow="fold", max_width=34)
     for title in ("Mixture", "Score", "Gain"):
@@ -130,8 +149,66 @@ def search_table(path: SearchPath) -> Table:
             words.gain(step),
             Text(words.outcome(step, i), style="green" if step.accepted else "red"),
         )
-    table.caption = Text(clean(f"{words.search_summary(path)}: {words.formula(path)}"))
     return table
+
+
+def _generations(path: SearchPath) -> Table:
+    table = table_of("", [])
+    for title in generations.HEAD:
+        table.add_column(title, justify="right")
+    for generation in generations.selection(path.generations):
+        table.add_row(*generations.row(generation))
+    return table
+
+
+def number_tables(path: SearchPath) -> list[Table]:
+    """What of a search's result is more than a weight for each model."""
+    candidate = candidates.read(path)
+    grid, tables = candidate.grid, list[Table]()
+    family = f"family {words.family(path.family)}"
+    for start in range(0, len(grid.columns), 6):
+        table = table_of(f"Numbers by group of tensors, {family}", ["Group"])
+        for knob in grid.columns[start : start + 6]:
+            name = Text(clean(candidates.label(knob)))
+            table.add_column(name, justify="right", overflow="fold", max_width=12)
+        for group, cells in zip(grid.groups, grid.cells, strict=True):
+            table.add_row(Text(clean(group)), *map(words.weight, cells[start : start + 6]))
+        tables.append(table)
+    if candidate.runs:
+        table = table_of(f"Layers in their new order, {family}", candidates.RUN_HEAD)
+        for run in candidate.runs:
+            shown = (run.places, run.model, run.layers, candidates.scales(run))
+            table.add_row(*(Text(clean(cell)) for cell in shown))
+        tables.append(table)
+    if candidate.parameters:
+        table = table_of(f"Parameters of the merge, {family}", ["Parameter"])
+        table.add_column("Value", justify="right", no_wrap=True)
+        for parameter, number in candidate.parameters.items():
+            table.add_row(Text(clean(parameter)), words.weight(number))
+        tables.append(table)
+    return tables
+
+
+def acceptance_parts(report: RunReport) -> list[Text | Table]:
+    """The tests that accepted merges or did not: each in words, then against each rival."""
+    parts: list[Text | Table] = []
+    for test in report.acceptance:
+        title = f"{verdicts.title(test, report)}: {verdicts.mark(test)}"
+        table = table_of("", verdicts.HEAD[:1])
+        for name in verdicts.HEAD[1:]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for one in test.comparisons:
+            gap, p = verdicts.evidence(one)
+            tone = _TONES[tone_of(one.difference)]
+            table.add_row(Text(clean(one.rival)), Text(gap, style=tone), p)
+        table.title = None
+        said = f"{verdicts.said(test)}\n{verdicts.terms(test)}"
+        parts += [Text(clean(title), style="bold"), Text(clean(said))]
+        parts.append(table if test.comparisons else Text(""))
+    for alone in verdicts.untested(report):
+        title = f"{alone.title}: {verdicts.UNTESTED}"
+        parts += [Text(clean(title), style="bold"), Text(clean(f"{alone.said}\n"))]
+    return parts
 
 
 def routing_tables(report: RunReport) -> list[Table]:

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from modelglue.report.data import (
     Difference,
@@ -12,11 +10,13 @@ from modelglue.report.data import (
     SearchPath,
     SearchStep,
     TableRow,
+    TaskInfo,
 )
 
 NONE = "–"
 START = "■ start"
 MINUS = "−"
+VALIDATION = "Of these only for accepting"
 
 FATES = {
     "merged": "● merged",
@@ -33,35 +33,6 @@ KINDS = {
     "oracle": "upper bound",
 }
 _ORDER = ("single", "uniform", "heuristic", "mixture", "glued", "oracle")
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The answer: did gluing help, by how much, how sure."""
-
-    verdict: Literal["gain", "unclear", "loss", "unknown"]
-    short: str
-    sentence: str
-
-
-def headline(report: RunReport) -> Headline:
-    """The verdict on the glued model against the best single one."""
-    best, glued = best_single(report), glued_row(report)
-    if best is None or glued is None:
-        return Headline("unknown", "No verdict", "The table has no glued model to compare.")
-    scores = f"The glued model scores {score(glued.average)} on average"
-    rival = f"the best single model ({best.name}, {score(best.average)})"
-    gap = glued.difference
-    if gap is None or not all(map(math.isfinite, (gap.mean, gap.low, gap.high))):
-        sentence = f"{scores}, {rival} beside it; no interval was computed."
-        return Headline("unknown", "No verdict", sentence)
-    size = f"{abs(100 * gap.mean):.1f} points {'above' if gap.mean >= 0 else 'below'} {rival}"
-    interval = f"95 % interval {points(gap.low)} to {points(gap.high)} points"
-    if gap.low > 0:
-        return Headline("gain", "Gluing helped", f"{scores}, {size}; {interval}.")
-    if gap.high < 0:
-        return Headline("loss", "No gain: gluing did harm", f"{scores}, {size}; {interval}.")
-    return Headline("unclear", "No gain shown", f"{scores}, {size}; the {interval} includes 0.")
 
 
 def best_single(report: RunReport) -> TableRow | None:
@@ -132,7 +103,11 @@ def glance(report: RunReport) -> list[tuple[str, str, str]]:
     used = [model for model in report.models if model.fate in ("merged", "expert")]
     dropped = sum(model.fate == "dropped" for model in report.models)
     facts.append(("Models used", f"{len(used)} of {len(report.models)}", f"{dropped} dropped"))
-    if any(model.fate == "merged" for model in report.models):
+    if report.acceptance:
+        accepted = sum(test.accepted for test in report.acceptance)
+        remark = f"by {report.merge}; tested on items that no search had seen"
+        facts.append(("Merges accepted", f"{accepted} of {len(report.acceptance)}", remark))
+    elif any(model.fate == "merged" for model in report.models):
         method, _, parameters_of = report.merge.partition(" with ")
         facts.append(("Merged by", method, parameters_of or "the method of merging"))
     unmerged = next((row for row in report.table if row.kind == "mixture"), None)
@@ -162,30 +137,6 @@ def searches_by_family(report: RunReport) -> list[tuple[int, list[SearchPath]]]:
 def by_family(models: Sequence[ModelFate]) -> list[ModelFate]:
     """Models in their order, family by family, those without one last."""
     return sorted(models, key=lambda m: math.inf if m.family is None else m.family)
-
-
-def kept(path: SearchPath) -> list[str]:
-    """The models in a search's result, the heaviest first."""
-    weights = path.coefficients
-    return sorted((name for name in weights if weights[name]), key=lambda name: -weights[name])
-
-
-def formula(path: SearchPath) -> str:
-    """A search's result as one linear merge."""
-    return " + ".join(f"{weight(path.coefficients[name])} {name}" for name in kept(path))
-
-
-def search_summary(path: SearchPath) -> str:
-    """A search in a line."""
-    count = len(kept(path))
-    models = "1 model kept" if count == 1 else f"{count} models kept"
-    return f"{score(path.score)} in {path.trials} trials · {models}"
-
-
-def coefficient(report: RunReport, model: ModelFate) -> float | None:
-    """A model's weight in the merge of its family, None if it is not in one."""
-    search = winning_search(report, model.family)
-    return search.coefficients.get(model.name) if search else None
 
 
 def strategy(name: str) -> str:
@@ -236,9 +187,11 @@ def parameters(count: int) -> str:
 
 def weight(value: float | None) -> str:
     """A coefficient."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NONE
-    return "< 0.001" if 0 < value < 0.0005 else f"{value:.3f}".replace("-", MINUS)
+    if 0 < abs(value) < 0.0005:
+        return "< 0.001" if value > 0 else f"> {MINUS}0.001"
+    return f"{value:.3f}".replace("-", MINUS)
 
 
 def mixture(share: float | None) -> str:
@@ -256,6 +209,11 @@ def outcome(step: SearchStep, index: int) -> str:
     if index == 0 and step.coefficient is None and step.accepted:
         return START
     return "● came in" if step.accepted else "✕ dropped"
+
+
+def validation(task: TaskInfo) -> str:
+    """How many of a task's search items only accept."""
+    return f"{task.validation_items}" if task.validation_items else NONE
 
 
 def similar(value: float | None) -> str:

@@ -8,9 +8,19 @@ Candidates are ordered by their score on the *search* items. The published code 
 from test scores and writes the last coefficient tried instead of the best; neither happens here.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
-from modelglue.search.problem import Coefficients, Problem, SearchResult, Step, canonical
+from modelglue.search.problem import (
+    Coefficients,
+    Problem,
+    SearchResult,
+    Step,
+    Trial,
+    Tried,
+    canonical,
+)
+from modelglue.search.singles import best_first, score_singles
 
 NextCandidate = Callable[[Coefficients, Sequence[str]], str]
 """(incumbent, models that have not had their turn, best first) → the model whose turn it is."""
@@ -19,25 +29,32 @@ Shares = Callable[[int], Iterable[float]]
 """Models accepted so far → the incumbent's shares c to try in c·incumbent + (1 − c)·candidate."""
 
 
+Keep = Callable[[float, float], bool]
+"""(score with the candidate, score of the incumbent) → whether the candidate is kept."""
+
+
 def greedy(
-    strategy: str, problem: Problem, *, shares: Shares, next_candidate: NextCandidate
+    strategy: str,
+    problem: Problem,
+    *,
+    shares: Shares,
+    next_candidate: NextCandidate,
+    keep: Keep = operator.gt,
 ) -> SearchResult:
     """Run the frame.
 
     Equal scores go to what came first: the earlier model in `problem.names`, the incumbent over
-    a candidate, the smaller share over the larger.
+    a candidate (unless `keep` says otherwise), the smaller share over the larger. A mixture that
+    cannot be scored is never kept.
     """
-    asked: set[tuple[tuple[str, float], ...]] = set()
-
-    def score(coefficients: Coefficients) -> float:
-        asked.add(tuple(coefficients.items()))
-        return problem.objective(coefficients).mean
-
-    alone = {name: score({name: 1.0}) for name in problem.names}
-    waiting = sorted(problem.names, key=lambda name: -alone[name])
+    singles = score_singles(problem)
+    asked: dict[tuple[tuple[str, float], ...], int] = {
+        ((name, 1.0),): trial.items for name, trial in singles.items()
+    }
+    waiting = best_first(singles)
     start = waiting.pop(0)
     incumbent: dict[str, float] = {start: 1.0}
-    best = alone[start]
+    best = singles[start].mean
     steps = [Step(start, None, best, best, True, "the best single model on the search items")]
     accepted = 0
     while waiting:
@@ -47,15 +64,18 @@ def greedy(
             steps.append(Step(candidate, None, best, best, False, _full(problem.most)))
             continue
         tried = {share: mix(incumbent, candidate, share) for share in shares(accepted)}
-        scores = {share: score(mixture) for share, mixture in tried.items()}
-        share = max(scores, key=lambda share: scores[share])
-        keep = scores[share] > best
-        steps.append(
-            Step(candidate, share, scores[share], best, keep, _reason(keep, scores[share] - best))
-        )
-        if keep:
-            incumbent, best, accepted = tried[share], scores[share], accepted + 1
-    return SearchResult(strategy, incumbent, best, tuple(steps), len(asked))
+        trials = dict(zip(tried, problem.objective.many(list(tried.values())), strict=True))
+        problem.tell([Tried.on_all(tried[s], trials[s], member=i) for i, s in enumerate(tried)])
+        asked |= {tuple(tried[s].items()): trials[s].items for s in tried}
+        share = max(trials, key=lambda share: trials[share].mean)
+        score = trials[share].mean
+        kept = trials[share].scores is not None and keep(score, best)
+        steps.append(Step(candidate, share, score, best, kept, _reason(kept, trials[share], best)))
+        if kept:
+            incumbent, best, accepted = tried[share], score, accepted + 1
+    return SearchResult(
+        strategy, incumbent, best, tuple(steps), len(asked), items=sum(asked.values())
+    )
 
 
 def mix(incumbent: Coefficients, candidate: str, share: float) -> dict[str, float]:
@@ -78,10 +98,12 @@ def _full(most: int) -> str:
     return f"the method merges at most {models} here"
 
 
-def _reason(kept: bool, gain: float) -> str:
-    points = f"{100 * abs(gain):.2f} points"
-    if kept:
-        return f"raises the search score by {points}"
+def _reason(kept: bool, trial: Trial, best: float) -> str:
+    if trial.scores is None:
+        return f"cannot be scored: {trial.failure}"
+    gain = trial.mean - best
     if gain == 0:
         return "leaves the search score as it was"
-    return f"at best lowers the search score by {points}"
+    if kept:
+        return f"raises the search score by {100 * gain:.2f} points"
+    return f"at best lowers the search score by {-100 * gain:.2f} points"

@@ -1,14 +1,16 @@
 """What a search strategy is given, and what it gives back. All callables, never a model."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modelglue.evaluate.scores import Scores
 from modelglue.registry import Registry
+from modelglue.search.knobs import WEIGHT, Knob
 
 Coefficients = Mapping[str, float]
-"""A candidate: weight by model name; a model that is not in it has weight 0."""
+"""A candidate: a number by the name of its knob; a model that has none is left out."""
 
 
 def canonical(coefficients: Coefficients) -> dict[str, float]:
@@ -17,8 +19,166 @@ def canonical(coefficients: Coefficients) -> dict[str, float]:
     >>> canonical({"b": 0.1 + 0.2, "a": 0.7, "c": 0.0})
     {'a': 0.7, 'b': 0.3}
     """
-    rounded = {name: round(weight, 12) for name, weight in sorted(coefficients.items())}
-    return {name: weight for name, weight in rounded.items() if weight}
+    rounded = {name: round(number, 12) + 0.0 for name, number in sorted(coefficients.items())}
+    return {name: n for name, n in rounded.items() if n or Knob.parse(name) != Knob(name)}
+
+
+def models_of(coefficients: Coefficients) -> tuple[str, ...]:
+    """The models that a candidate has a weight or a layer of, in the order of their first knob."""
+    knobs = [Knob.parse(name) for name in coefficients]
+    placed = [k.model for k in knobs if k.parameter == WEIGHT or k.parameter.startswith("place ")]
+    return tuple(dict.fromkeys(placed))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of evaluating a candidate.
+
+    Attributes:
+        scores: on the items that were asked for; None if it failed.
+        failure: why it could not be scored (a merge that holds NaN, say); None if it was.
+    """
+
+    scores: Scores | None
+    failure: str | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean over the tasks; of a failed one −∞, which is no score of 0."""
+        return -math.inf if self.scores is None else self.scores.mean
+
+    @property
+    def items(self) -> int:
+        """On how many items it was scored."""
+        return 0 if self.scores is None else sum(len(task.items) for task in self.scores.tasks)
+
+
+class Objective(Protocol):
+    """Scores of candidates on the search items, higher is better.
+
+    Pure: the same candidate has the same scores, whoever asks, in whatever order.
+
+    Attributes:
+        blocks: into how many blocks the items are cut, each a like share of every task's, drawn at
+            random; whoever races compares candidates block by block.
+        items: the number of items of each block.
+    """
+
+    @property
+    def blocks(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """See above."""
+        ...
+
+    def __call__(self, coefficients: Coefficients) -> Trial:
+        """One candidate on all items."""
+        ...
+
+    def many(self, candidates: Sequence[Coefficients], block: int | None = None) -> list[Trial]:
+        """Several candidates, side by side where there is more than one worker.
+
+        Args:
+            candidates: what to score.
+            block: which block of the items; None for all.
+
+        Returns:
+            One trial a candidate, in their order.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A parameter of the merge method that a search may turn beside the weights.
+
+    Attributes:
+        name: of the parameter.
+        low, high: its range, both ends allowed.
+        start: where a search begins.
+        per_model: whether each model has its own.
+    """
+
+    name: str
+    low: float
+    high: float
+    start: float
+    per_model: bool
+
+
+@dataclass(frozen=True)
+class Dials:
+    """What a merge method lets a search turn.
+
+    Attributes:
+        weighted: whether models have weights.
+        normalised: whether only the ratios of the weights matter, so that they may sum to 1.
+        weight: where the weights of an even mixture begin, if they are not normalised; None for
+            1 / n.
+        others: parameters beside the weights.
+        groups: labels of groups of tensors that have numbers of their own; () for none.
+        layers: layers of each model, for strategies that reorder them.
+        idle: models whose weight changes nothing, as they are what the others differ from.
+    """
+
+    weighted: bool = True
+    normalised: bool = True
+    weight: float | None = None
+    others: tuple[Dial, ...] = ()
+    groups: tuple[str, ...] = ()
+    layers: int = 0
+    idle: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate as the search judged it, for whoever looks on (a study, a progress bar).
+
+    Attributes:
+        value: its mean on all items; an estimate of it where it was not scored on all.
+        whole: whether it was scored on all items.
+        stopped: whether a race stopped it early.
+        failure: why it could not be scored; None if it was.
+        items: on how many items it was scored.
+        generation: counted from 0; None for what belongs to none (a single model, a finalist).
+        member: its place in the generation, or among those that were asked for with it.
+    """
+
+    coefficients: dict[str, float]
+    value: float
+    whole: bool = True
+    stopped: bool = False
+    failure: str | None = None
+    items: int = 0
+    generation: int | None = None
+    member: int = 0
+
+    @classmethod
+    def on_all(
+        cls,
+        coefficients: Coefficients,
+        trial: Trial,
+        *,
+        generation: int | None = None,
+        member: int = 0,
+    ) -> "Tried":
+        """A candidate that was scored on all items."""
+        return cls(
+            canonical(coefficients),
+            trial.mean,
+            whole=trial.scores is not None,
+            failure=trial.failure,
+            items=trial.items,
+            generation=generation,
+            member=member,
+        )
+
+
+def silent(tried: "Sequence[Tried]") -> None:
+    """A listener that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +187,27 @@ class Problem:
 
     Attributes:
         names: the models of one family, in the order in which the user listed them.
-        objective: scores of a candidate on the search items, higher is better. Pure: the same
-            coefficients give the same scores.
+        objective: see there.
         similarity: cosine similarity between a candidate and one model, for the strategies that
             order models by it.
         most: how many models a candidate may have; None for any number.
+        dials: what the merge method lets a search turn.
+        options: of the strategy, by name, checked (see `Option`); defaults hold for the rest.
+        seed: of everything that is drawn.
+        results: what strategies that ran before came to, by name, for those that start from one.
+        tell: told of candidates as soon as they are judged, those of a generation together; of all
+            of them again when a killed search is run again.
     """
 
     names: tuple[str, ...]
-    objective: Callable[[Coefficients], Scores]
+    objective: Objective
     similarity: Callable[[Coefficients, str], float]
     most: int | None = None
+    dials: Dials = field(default_factory=Dials)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    results: "Mapping[str, SearchResult]" = field(default_factory=dict)
+    tell: Callable[[Sequence[Tried]], None] = silent
 
 
 @dataclass(frozen=True)
@@ -48,7 +218,7 @@ class Step:
         candidate: the model.
         coefficient: the share of the *incumbent* in the best mixture found, `c` in
             c·incumbent + (1 − c)·candidate; None for the model that the search starts from.
-        score: the best mean score with the candidate in.
+        score: the best mean score with the candidate in; −∞ if it could not be scored.
         incumbent: the score before.
         accepted: whether the candidate was kept.
         reason: the same in words.
@@ -62,8 +232,59 @@ class Step:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return dict(vars(self))
+        """A JSON object; `from_json` takes it back."""
+        return {**vars(self), "score": _finite(self.score)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Step":
+        """What `to_json` gave."""
+        return cls(**{**value, "score": _lowest(value["score"])})
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of an evolution.
+
+    Attributes:
+        number: counted from 0.
+        best: the best mean of it, estimated where a candidate was stopped early; −∞ if none could
+            be scored.
+        incumbent: the best mean of a candidate scored on all items, of this or earlier ones, or of
+            what the search started with.
+        spread: how far its candidates lie from their mean, root mean square over all coordinates:
+            the step size σ as it was drawn. 0 where there are no coordinates.
+        candidates: how many it had.
+        stopped: of these, how many a race stopped early.
+        failed: of these, how many could not be scored.
+        items: item evaluations that it took.
+    """
+
+    number: int
+    best: float
+    incumbent: float
+    spread: float
+    candidates: int
+    stopped: int = 0
+    failed: int = 0
+    items: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` takes it back."""
+        return {**vars(self), "best": _finite(self.best)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Generation":
+        """What `to_json` gave."""
+        return cls(**{**value, "best": _lowest(value["best"])})
+
+
+def _finite(score: float) -> float | None:
+    # JSON knows no infinity.
+    return score if math.isfinite(score) else None
+
+
+def _lowest(score: float | None) -> float:
+    return -math.inf if score is None else score
 
 
 @dataclass(frozen=True)
@@ -71,9 +292,13 @@ class SearchResult:
     """What won, and every step that led there.
 
     Attributes:
-        coefficients: weight by model name, those kept only, sum 1.
+        coefficients: the winning candidate; of a strategy that only weighs models, weight by
+            model name, those kept only, sum 1.
         score: mean score of exactly these coefficients on the search items.
+        steps: one a model's turn, for strategies that go model by model.
         trials: candidates that the strategy asked for (its own repeats not counted).
+        generations: one a generation, for strategies that evolve.
+        items: item evaluations that its candidates took; 0 where it is not counted.
     """
 
     strategy: str
@@ -81,15 +306,47 @@ class SearchResult:
     score: float
     steps: tuple[Step, ...]
     trials: int
+    generations: tuple[Generation, ...] = ()
+    items: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `from_json` takes it back."""
-        return {**vars(self), "steps": [step.to_json() for step in self.steps]}
+        return {
+            **vars(self),
+            "steps": [step.to_json() for step in self.steps],
+            "generations": [generation.to_json() for generation in self.generations],
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "SearchResult":
         """What `to_json` gave."""
-        return cls(**{**value, "steps": tuple(Step(**step) for step in value["steps"])})
+        return cls(
+            **{
+                **value,
+                "steps": tuple(map(Step.from_json, value["steps"])),
+                "generations": tuple(map(Generation.from_json, value["generations"])),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a strategy, as a recipe may set it.
+
+    Attributes:
+        sort: `integer`, `number`, `choice`, `text`, or `strategy` (the name of another one).
+        default: what holds when nothing is given; None where it may be left out.
+        meaning: one line for messages and documentation.
+        low, high: the range of a number, both ends allowed.
+        choices: the words that a `choice` knows.
+    """
+
+    sort: str
+    default: Any
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
 
 
 class Strategy(Protocol):
@@ -101,6 +358,28 @@ class Strategy(Protocol):
 
 
 STRATEGIES: Registry[Strategy] = Registry("search strategy", "modelglue.search.strategies")
+
+
+def takes(options: Mapping[str, Option]) -> Callable[[Strategy], Strategy]:
+    """Say which options a strategy takes; `options_of` finds them."""
+
+    def carry(strategy: Strategy) -> Strategy:
+        strategy.options = options  # type: ignore[attr-defined]
+        return strategy
+
+    return carry
+
+
+def options_of(strategy: str) -> Mapping[str, Option]:
+    """The options that a strategy takes: what its function carries as `options`."""
+    found: Mapping[str, Option] = getattr(STRATEGIES[strategy], "options", {})
+    return found
+
+
+def completed(strategy: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the strategy's defaults for those that are not given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: option.default for name, option in options_of(strategy).items()} | given
 
 
 def search(strategy: str, problem: Problem) -> SearchResult:

@@ -8,6 +8,7 @@ A kind says which settings it takes, what an item must hold, and how a model is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from modelglue.evaluate.model import LanguageModel
@@ -25,6 +26,14 @@ class Item:
     id: str
     group: str
     record: Mapping[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads before it answers; the first of several (`multiple_input`)."""
+        for name in ("prompt", "text"):
+            if name in self.record:
+                return str(self.record[name])
+        return str(self.record["prompts"][0]) if "prompts" in self.record else ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,14 @@ class Kind(Protocol):
 
 
 kinds: Registry[type[Kind]] = Registry("task kind", "modelglue.evaluate.kinds")
+
+
+def settings_of(kind: str, given: Mapping[str, Any], root: Path = Path()) -> dict[str, Any]:
+    """Every setting of a kind, by name: what is given, else the default; files under `root`."""
+    return {
+        name: setting.read(given[name] if given.get(name) is not None else setting.default, root)
+        for name, setting in kinds[kind].settings.items()
+    }
 
 
 def text_problems(record: Mapping[str, Any], *fields: str, empty: bool = False) -> list[str]:

@@ -5,6 +5,7 @@ several): the pattern's first group that matched, or the whole match if it has n
 pattern, the whole completion. White space is normalised on both sides. The reference is extracted
 in the same way where the pattern matches it, so that "… #### 42" may stand in the file as well as
 "42". A completion in which the pattern is not found is wrong.
+With examples and without `stop`, a completion ends at a blank line, as in lm-evaluation-harness.
 """
 
 import re
@@ -12,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelglue.evaluate.encoding import before_stop
+from modelglue.evaluate.examples import SEPARATOR, opening
 from modelglue.evaluate.kinds import Item, Measured, Settings, kinds, text_problems
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Sandbox
-from modelglue.evaluate.settings import Setting, generation
+from modelglue.evaluate.settings import Setting, few_shot, generation
 
 
 @kinds.register("generate")
@@ -24,6 +26,8 @@ class Generate:
 
     settings: Mapping[str, Setting] = {
         "extract": Setting("pattern", None, "what of a completion is the answer: its last match"),
+        "ignore": Setting("pattern", None, "what does not count in answers: thousands commas, say"),
+        **few_shot(),
         **generation(max_new_tokens=64),
     }
     runs_code = False
@@ -44,10 +48,13 @@ class Generate:
         sandbox: Sandbox | None,
     ) -> Measured:
         """See `Kind.score`."""
+        before = opening(settings, lambda record: (record["prompt"], record["answer"]))
+        # Behind examples a model goes on to the next one, where another last match would stand.
+        stop = settings["stop"] or ((SEPARATOR,) if before else ())
         written = model.generate(
-            [item.record["prompt"] for item in items],
+            [before + item.record["prompt"] for item in items],
             max_new_tokens=settings["max_new_tokens"],
-            stop=settings["stop"],
+            stop=stop,
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             seed=settings["seed"],
@@ -56,9 +63,11 @@ class Generate:
         for item, completion in zip(items, written, strict=True):
             reference = item.record["answer"]
             expected = extracted(reference, settings["extract"])
-            given = extracted(before_stop(completion, settings["stop"]), settings["extract"])
+            given = extracted(before_stop(completion, stop), settings["extract"])
             right = _normalised(reference) if expected is None else expected
-            values.append(float(given is not None and given == right))
+            ignored = settings["ignore"] or r"(?!)"
+            same = given is not None and re.sub(ignored, "", given) == re.sub(ignored, "", right)
+            values.append(float(same))
         return Measured(values)
 
 

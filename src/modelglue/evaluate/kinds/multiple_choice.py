@@ -9,10 +9,11 @@ the length of the choice in characters (the harness calls it length-normalised; 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modelglue.evaluate.examples import opening
 from modelglue.evaluate.kinds import Item, Measured, Settings, joined, kinds, text_problems
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Sandbox
-from modelglue.evaluate.settings import Setting
+from modelglue.evaluate.settings import Setting, few_shot
 
 
 @kinds.register("multiple_choice")
@@ -22,7 +23,8 @@ class MultipleChoice:
     settings: Mapping[str, Setting] = {
         "metric": Setting(
             "choice", "acc_norm", "which of the two is the score", choices=("acc_norm", "acc")
-        )
+        ),
+        **few_shot(),
     }
     runs_code = False
 
@@ -49,7 +51,7 @@ class MultipleChoice:
 
     def question(self, record: Mapping[str, Any]) -> str:
         """The prompt with its right choice: many a prompt ("Which of these is true?") recurs."""
-        return f"{record['prompt']}\0{record['choices'][record['answer']]}"
+        return f"{record['prompt']}\0{_right(record)}"
 
     def score(
         self,
@@ -60,8 +62,9 @@ class MultipleChoice:
     ) -> Measured:
         """See `Kind.score`."""
         records = [item.record for item in items]
+        before = opening(settings, lambda record: (record["prompt"], _right(record)))
         found = model.loglikelihoods(
-            [record["prompt"] for record in records],
+            [before + record["prompt"] for record in records],
             [[joined(record["prompt"], c) for c in record["choices"]] for record in records],
         )
         metrics: dict[str, list[float]] = {"acc": [], "acc_norm": []}
@@ -71,3 +74,7 @@ class MultipleChoice:
             metrics["acc"].append(float(totals.index(max(totals)) == record["answer"]))
             metrics["acc_norm"].append(float(normed.index(max(normed)) == record["answer"]))
         return Measured(metrics[settings["metric"]], metrics)
+
+
+def _right(record: Mapping[str, Any]) -> str:
+    return str(record["choices"][record["answer"]])

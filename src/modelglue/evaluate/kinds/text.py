@@ -9,17 +9,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modelglue.evaluate.examples import opening
 from modelglue.evaluate.kinds import Item, Measured, Settings, joined, kinds, text_problems
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Sandbox
-from modelglue.evaluate.settings import Setting
+from modelglue.evaluate.settings import Setting, few_shot
 
 
 @kinds.register("text")
 class Text:
     """Items: `{"id", "text": what comes before, "reference"}`; `prompt` serves for `text`."""
 
-    settings: Mapping[str, Setting] = {}
+    settings: Mapping[str, Setting] = few_shot()
     runs_code = False
 
     def problems(self, record: Mapping[str, Any]) -> list[str]:
@@ -42,7 +43,8 @@ class Text:
         sandbox: Sandbox | None,
     ) -> Measured:
         """See `Kind.score`."""
-        contexts = [_before(item.record) for item in items]
+        before = opening(settings, lambda record: (_before(record), record["reference"]))
+        contexts = [before + _before(item.record) for item in items]
         references = [item.record["reference"] for item in items]
         found = model.loglikelihoods(
             contexts, [[joined(c, r)] for c, r in zip(contexts, references, strict=True)]

@@ -1,4 +1,4 @@
-"""Run a batch in a few sandboxes side by side, whatever kind they are."""
+"""Run programs in sandboxes side by side, whatever kind they are: a few for all, or one each."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from typing import IO, Any
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import interpreter
 from modelglue.evaluate.sandbox.inside import frames
-from modelglue.evaluate.sandbox.interface import Limits, Outcome, Program
+from modelglue.evaluate.sandbox.interface import Isolation, Limits, Outcome, Program
 
 # What a worker may take beyond a program's own time, before it is given up for lost.
 _GRACE = 20.0
@@ -94,7 +94,9 @@ class Worker:
         return lines[-1] if lines else f"exit code {self._process.returncode}"
 
 
-def run_batch(start: Start, programs: Sequence[Program], limits: Limits) -> list[Outcome]:
+def run_programs(
+    start: Start, programs: Sequence[Program], limits: Limits, isolation: Isolation
+) -> list[Outcome]:
     """Run identical programs once, the others in parallel; outcomes in the order of `programs`."""
     different = list(dict.fromkeys(programs))
     if interpreter.node() is None and any(p.language == "javascript" for p in different):
@@ -116,10 +118,12 @@ def run_batch(start: Start, programs: Sequence[Program], limits: Limits) -> list
             yield program
 
     cores = len(os.sched_getaffinity(0))
-    count = max(1, min(cores, _MOST_WORKERS, len(different) // _FEWEST_PROGRAMS))
+    alone = isolation == "program"
+    enough = len(different) if alone else len(different) // _FEWEST_PROGRAMS
+    count = max(1, min(cores, _MOST_WORKERS, enough))
     with ThreadPoolExecutor(count) as pool:
         jobs = [
-            pool.submit(_serve, start, limits, next_programs(), outcomes, live)
+            pool.submit(_serve, start, limits, next_programs(), outcomes, live, alone=alone)
             for _ in range(count)
         ]
         try:
@@ -139,8 +143,12 @@ def _serve(
     programs: Iterator[Program],
     outcomes: dict[Program, Outcome],
     live: set[Worker],
+    *,
+    alone: bool,
 ) -> None:
     """Run programs in one worker; in a fresh one when the old is lost or could not clean up.
+
+    With `alone` every program has a fresh one.
 
     The worker starts in the thread that waits for it: bubblewrap ends with its parent thread.
     """
@@ -155,7 +163,7 @@ def _serve(
                 outcomes[program] = Outcome(False, "killed", "took its sandbox down with it")
             else:
                 outcomes[program] = Outcome(answer["passed"], answer["reason"], answer["detail"])
-            if answer is None or not answer["clean"]:
+            if alone or answer is None or not answer["clean"]:
                 live.discard(worker)
                 worker.close()
                 worker = None

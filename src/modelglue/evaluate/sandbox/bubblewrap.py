@@ -12,8 +12,14 @@ from dataclasses import asdict
 
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import interpreter, processes, stepdown
-from modelglue.evaluate.sandbox.batch import Worker, run_batch
-from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS, Limits, Outcome, Program
+from modelglue.evaluate.sandbox.batch import Worker, run_programs
+from modelglue.evaluate.sandbox.interface import (
+    DEFAULT_LIMITS,
+    Isolation,
+    Limits,
+    Outcome,
+    Program,
+)
 
 _INSIDE = "/harness/inside"
 _UID = "1000"
@@ -37,9 +43,15 @@ class Bubblewrap:
             raise SandboxUnavailable("bubblewrap is not installed (no bwrap on the path)")
         self._bwrap = os.path.realpath(found)
 
-    def run(self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS) -> list[Outcome]:
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        isolation: Isolation = "batch",
+    ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_batch(self.start, programs, limits)
+        return run_programs(self.start, programs, limits, isolation)
 
     def start(self, limits: Limits) -> Worker:
         """One sandbox, ready for programs."""

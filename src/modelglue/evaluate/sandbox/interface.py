@@ -8,6 +8,10 @@ MIB = 1 << 20
 
 Reason = Literal["passed", "failed", "timeout", "memory", "killed"]
 
+# batch: programs run one after another in a few sandboxes, each in its own fork, and what one
+# leaves is cleared before the next; program: each has a sandbox of its own, which ends with it.
+Isolation = Literal["batch", "program"]
+
 
 @dataclass(frozen=True)
 class Program:
@@ -70,9 +74,37 @@ class Sandbox(Protocol):
     def name(self) -> str:
         """What protects, in a word that may stand in a report."""
 
-    def run(self, programs: Sequence[Program], *, limits: Limits = ...) -> list[Outcome]:
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        limits: Limits = ...,
+        isolation: Isolation = ...,
+    ) -> list[Outcome]:
         """Run every program; identical ones once.
 
         Returns:
             One outcome a program, in their order.
         """
+
+
+@dataclass(frozen=True)
+class OneEach:
+    """A sandbox that gives every program one of its own, whoever asks."""
+
+    inner: Sandbox
+
+    @property
+    def name(self) -> str:
+        """See `Sandbox.name`."""
+        return self.inner.name
+
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        isolation: Isolation = "program",
+    ) -> list[Outcome]:
+        """See `Sandbox.run`; `isolation` is "program" whatever is asked for."""
+        return self.inner.run(programs, limits=limits, isolation="program")

@@ -14,9 +14,15 @@ from dataclasses import asdict
 
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import interpreter, processes
-from modelglue.evaluate.sandbox.batch import Worker, run_batch
+from modelglue.evaluate.sandbox.batch import Worker, run_programs
 from modelglue.evaluate.sandbox.inside import landlock, seccomp
-from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS, Limits, Outcome, Program
+from modelglue.evaluate.sandbox.interface import (
+    DEFAULT_LIMITS,
+    Isolation,
+    Limits,
+    Outcome,
+    Program,
+)
 
 # Processes of the same user that may come up while programs run, other programs' threads among
 # them: the kernel counts by user.
@@ -45,9 +51,15 @@ class Landlock:
                 f"no seccomp filter for {platform.machine()} (only x86_64 and aarch64)"
             )
 
-    def run(self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS) -> list[Outcome]:
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        isolation: Isolation = "batch",
+    ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_batch(self.start, programs, limits)
+        return run_programs(self.start, programs, limits, isolation)
 
     def start(self, limits: Limits) -> Worker:
         """One worker; each program is confined in its own fork."""

@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from modelglue.evaluate.sandbox import processes
-from modelglue.evaluate.sandbox.batch import Worker, run_batch
-from modelglue.evaluate.sandbox.interface import DEFAULT_LIMITS, Limits, Outcome, Program
+from modelglue.evaluate.sandbox.batch import Worker, run_programs
+from modelglue.evaluate.sandbox.interface import (
+    DEFAULT_LIMITS,
+    Isolation,
+    Limits,
+    Outcome,
+    Program,
+)
 from modelglue.evaluate.sandbox.landlock import start_here
 
 _ROOM_FOR_OTHERS = 512
@@ -21,9 +27,15 @@ class Unprotected:
 
     name = "unprotected"
 
-    def run(self, programs: Sequence[Program], *, limits: Limits = DEFAULT_LIMITS) -> list[Outcome]:
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        isolation: Isolation = "batch",
+    ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_batch(self.start, programs, limits)
+        return run_programs(self.start, programs, limits, isolation)
 
     def start(self, limits: Limits) -> Worker:
         """One worker, an ordinary process."""

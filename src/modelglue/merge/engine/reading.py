@@ -1,6 +1,7 @@
 """Chunks of a plan's tensors, read from checkpoints into buffers that are used again.
 
-Nothing of a model is held but the chunk under way. bfloat16 stays as it is stored; anything else
+Nothing of a model is held but the chunk under way, and what is given as held: that is not read, and
+where all of a chunk lies together not even copied. bfloat16 stays as it is stored; anything else
 becomes float32 as it is read.
 """
 
@@ -17,11 +18,12 @@ import numpy as np
 from modelglue.checkpoint.output_file import PAGE
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import UnsupportedCheckpoint
-from modelglue.merge.arrays import Array
+from modelglue.merge.arrays import Array, floats
 from modelglue.merge.chunk import Chunk, Rows, ranges
+from modelglue.merge.engine.held import STORED, Held
 from modelglue.merge.kernels.random import tensor_key
 from modelglue.merge.method import METHODS
-from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan
+from modelglue.merge.plan.merge_plan import MergePlan, TensorPlan
 from modelglue.merge.vocabulary.rows import runs
 
 if TYPE_CHECKING:
@@ -29,12 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STORED: dict[str, Any] = {
-    "BF16": np.uint16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
 _RUN = 4096
 """Entries that a sample reads at a time."""
 
@@ -83,28 +79,38 @@ class TensorReader:
         tensor: the tensor.
         workspace: buffers of the thread that reads.
         offset: entries of the tensors before, where a whole model is measured.
+        held: tensors that need not be read.
     """
 
     def __init__(
-        self, plan: MergePlan, tensor: TensorPlan, workspace: Workspace, *, offset: int = 0
+        self,
+        plan: MergePlan,
+        tensor: TensorPlan,
+        workspace: Workspace,
+        *,
+        offset: int = 0,
+        held: Held | None = None,
     ) -> None:
         self.n = len(tensor.sources)
         self.numel = tensor.numel
         self.shape, self.has_base = tensor.shape, tensor.base is not None
         self._plan, self._tensor, self._workspace = plan, tensor, workspace
-        self._offset = offset
+        self._offset, self._held = offset, held
         self._width = tensor.shape[-1] if tensor.shape else 1
         self._key = tensor_key(int(tensor.parameters.get("seed") or 0), tensor.name)
-        sources = [*tensor.sources, *([tensor.base] if tensor.base else [])]
-        stored = {plan.spec(source).dtype for source in sources}
+        checkpoint, below = plan.checkpoint, tensor.base
+        self._sources = [(checkpoint(source), source.name) for source in tensor.sources]
+        self._base = None if below is None else (checkpoint(below), below.name)
+        every = [*self._sources, *([] if self._base is None else [self._base])]
+        stored = {model.tensors[name].dtype for model, name in every}
         united = tensor.union is not None
         self._dtype: Any = np.uint16 if stored == {"BF16"} and not united else np.float32
-        held = [
-            _Statistics(plan.statistics[source.model], source.name)
+        rows = [
+            _Statistics(plan.statistics[source.model], source.name, held)
             for source in tensor.statistics
             if source is not None and source.model is not None
         ]
-        self.statistics: Sequence[Rows] = held if len(held) == self.n else ()
+        self.statistics: Sequence[Rows] = rows if len(rows) == self.n else ()
         self._only: Chunk | None = None
 
     @cached_property
@@ -127,11 +133,6 @@ class TensorReader:
         """One chunk again."""
         return self.read(*self.ranges[index])
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The whole tensor: [n, numel] of the models and [numel] of the base."""
-        self._only = None
-        return self._arrays([(0, self.numel)])
-
     def read(self, start: int, stop: int) -> Chunk:
         """The entries from `start` to before `stop`; a tensor of one chunk is read once."""
         if self._only is not None and stop - start == self.numel:
@@ -142,6 +143,17 @@ class TensorReader:
             self._only = chunk
         return chunk
 
+    @property
+    def exact(self) -> bool:
+        """Whether it stays as it is, but is stored in a dtype that float32 cannot hold."""
+        tensor = self._tensor
+        return (
+            tensor.dtype == "F64"
+            and tensor.union is None
+            and self._sources[0][0].spec(self._sources[0][1]).dtype == "F64"
+            and METHODS[tensor.method].keeps(tensor.parameters)
+        )
+
     def stored(self, start: int, stop: int, *, phase: int = 0) -> np.ndarray:
         """The first source's entries in the dtype of their file: [stop - start].
 
@@ -149,11 +161,10 @@ class TensorReader:
             start, stop: the flat range.
             phase: how many bytes into a page they shall begin.
         """
-        source = self._tensor.sources[0]
-        checkpoint = self._plan.checkpoint(source)
-        dtype = np.dtype(_STORED[checkpoint.spec(source.name).dtype])
+        checkpoint, name = self._sources[0]
+        dtype = np.dtype(STORED[checkpoint.spec(name).dtype])
         found = self._workspace.array("out", (stop - start,), dtype, phase=phase)
-        checkpoint.read_into(source.name, found.data, start=start * dtype.itemsize)
+        checkpoint.read_into(name, found.data, start=start * dtype.itemsize)
         return found
 
     def sample(self, count: int) -> Chunk:
@@ -169,57 +180,60 @@ class TensorReader:
         self._only = None  # the buffers are its
         return replace(self._chunk(*self._arrays(parts), 0, None), at=at)
 
-    def _chunk(
-        self, models: np.ndarray, base: np.ndarray | None, start: int, statistics: Any
-    ) -> Chunk:
-        place = self._workspace.place
-        return Chunk(
-            place(models),
-            None if base is None else place(base),
-            start,
-            self._width,
-            self._key,
-            None if statistics is None else place(statistics),
-            self._offset,
-        )
+    def _chunk(self, models: Array, base: Array | None, start: int, statistics: Any) -> Chunk:
+        return Chunk(models, base, start, self._width, self._key, statistics, self._offset)
 
-    def _arrays(self, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
+    def _arrays(self, parts: list[tuple[int, int]]) -> tuple[Array, Array | None]:
         """[n, k] of the sources and [k] of the base: these ranges, one after the other."""
+        if self._held is not None and self._tensor.union is None:
+            found = self._held.read(self._sources, self._base, parts, dtype=self._dtype)
+            if found is not None:
+                return found
+        models, base = self._copied(parts)
+        place = self._workspace.place
+        return place(models), None if base is None else place(base)
+
+    def _copied(self, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
         if self._tensor.union is not None:
             return self._united(parts)
         k = sum(stop - start for start, stop in parts)
         models = self._workspace.array("models", (self.n, k), self._dtype)
-        for row, source in zip(models, self._tensor.sources, strict=True):
+        for row, source in zip(models, self._sources, strict=True):
             self._fill(source, parts, row)
-        if self._tensor.base is None:
+        if self._base is None:
             return models, None
         base = self._workspace.array("base", (k,), self._dtype)
-        self._fill(self._tensor.base, parts, base)
+        self._fill(self._base, parts, base)
         return models, base
 
-    def _fill(self, source: Source, parts: list[tuple[int, int]], target: np.ndarray) -> None:
-        checkpoint = self._plan.checkpoint(source)
+    def _fill(
+        self, source: tuple[Checkpoint, str], parts: list[tuple[int, int]], target: np.ndarray
+    ) -> None:
         at = 0
         for start, stop in parts:
-            self._read(checkpoint, source.name, start, target[at : at + stop - start])
+            self._read(*source, start, target[at : at + stop - start])
             at += stop - start
 
     def _read(self, checkpoint: Checkpoint, name: str, start: int, target: np.ndarray) -> None:
         """The entries of a tensor from `start` on, as many as `target` holds, in its dtype."""
         stored = checkpoint.spec(name).dtype
-        if stored not in _STORED:
+        if stored not in STORED:
             raise UnsupportedCheckpoint(
                 f"{name}: {checkpoint.name} stores it as {stored}, which cannot be merged. "
                 "Convert the model to BF16 first."
             )
-        dtype = np.dtype(_STORED[stored])
-        raw = target
-        if dtype != target.dtype:
-            raw = self._workspace.array("raw", target.shape, dtype)
-        checkpoint.read_into(name, raw.data, start=start * dtype.itemsize)
+        dtype = np.dtype(STORED[stored])
+        held = None if self._held is None else self._held.array(checkpoint, name)
+        if isinstance(held, np.ndarray):
+            raw = held[start : start + len(target)]
+        else:
+            raw = target
+            if dtype != target.dtype:
+                raw = self._workspace.array("raw", target.shape, dtype)
+            checkpoint.read_into(name, raw.data, start=start * dtype.itemsize)
         if raw is target:
             return
-        if dtype == np.uint16:
+        if dtype == np.uint16 and target.dtype != dtype:
             from modelglue.merge.kernels import loops
 
             loops.decode(raw, target)
@@ -244,14 +258,14 @@ class TensorReader:
         width = max(math.prod(self.shape[1:]), 1)
 
         def read(model: int | None, rows: np.ndarray) -> np.ndarray:
-            source = self._tensor.base if model is None else self._tensor.sources[model]
+            source = self._base if model is None else self._sources[model]
             if source is None:
                 raise ValueError(f"{self._tensor.name}: there is no base to lend a row")
             found = np.empty((len(rows), width), np.float32)
             at = 0
             for first, count in runs(rows):
                 target = found[at : at + count].reshape(-1)
-                self._read(self._plan.checkpoint(source), source.name, first * width, target)
+                self._read(*source, first * width, target)
                 at += count
             return found
 
@@ -264,14 +278,17 @@ class TensorReader:
 class _Statistics:
     """A tensor of statistics, read by rows."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str, held: Held | None) -> None:
         self._checkpoint, self._name = checkpoint, name
+        self._held = None if held is None else held.array(checkpoint, name)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self._checkpoint.spec(self._name).shape
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read(self, start: int, stop: int) -> Array:
+        if self._held is not None:
+            return floats(self._held.reshape(self.shape)[start:stop])
         found: torch.Tensor = self._checkpoint.read(self._name, slice(start, stop))
         return found.float().numpy()
 

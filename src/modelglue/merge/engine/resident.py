@@ -1,63 +1,47 @@
 """MergePlan → a live module, thousands of times: what search evaluates is never written to disk."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modelglue.checkpoint.naming import is_buffer, place
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.checkpoint.spec import dtype_name
-from modelglue.errors import MergeError, NonFiniteTensor, NotMergeable
-from modelglue.merge.arrays import Array, namespace
+from modelglue.checkpoint.spec import torch_dtype
+from modelglue.errors import NonFiniteTensor, NotMergeable, ShapeMismatch
+from modelglue.merge.arrays import Array
+from modelglue.merge.chunk import CHUNK
+from modelglue.merge.engine.crew import Crew, Job
+from modelglue.merge.engine.held import Held
 from modelglue.merge.engine.reading import TensorReader, Workspace
 from modelglue.merge.engine.scope import measure_models
+from modelglue.merge.engine.states import States
 from modelglue.merge.engine.writing import encode
-from modelglue.merge.kernels.random import tensor_key
-from modelglue.merge.memory import InMemory, as_array
 from modelglue.merge.method import METHODS
-from modelglue.merge.plan.merge_plan import MergePlan, Source, TensorPlan
+from modelglue.merge.plan.merge_plan import MergePlan, TensorPlan
 
-
-@dataclass(frozen=True)
-class _Held:
-    """One tensor of every model, in memory.
-
-    Attributes:
-        models: [n, numel].
-        base: [numel] or None.
-        statistics: one a model, or none.
-    """
-
-    models: Array
-    base: Array | None
-    statistics: tuple[Array, ...] = ()
-
-    def whole(self, tensor: TensorPlan, kept: Sequence[int], offset: int) -> InMemory:
-        """What a method sees of the models `kept`."""
-        everyone = len(kept) == len(self.models)
-        return InMemory(
-            self.models if everyone else self.models[list(kept)],
-            self.base,
-            tensor.shape,
-            key=tensor_key(int(tensor.parameters.get("seed") or 0), tensor.name),
-            statistics=[self.statistics[i] for i in kept] if self.statistics else (),
-            offset=offset,
-            rows=METHODS[tensor.method].rows(tensor.parameters),
-        )
+_SMALL = 1 << 22
+"""Entries of a model for which threads would take longer to start than to merge."""
 
 
 class Resident:
-    """The plan's models held in memory, in their own dtypes, and a module to merge them into.
+    """The models of a plan held in memory, and a module to merge them into.
 
-    Where a class of transformers stores other names than it computes with (fused experts, say),
-    the checkpoints' tensors have no place in the module; then `load` gives each checkpoint as a
-    module, and their states are merged instead, which for an elementwise method is the same.
+    Tensors are held as they are stored, where the module is, as many as `memory` allows; others are
+    read from disk again for every merge. The arithmetic is that of `stream` and gives the same to
+    the bit; a module on another device is merged there.
 
-    The arithmetic is that of `stream` and gives the same to the bit; a module on another device is
-    merged there.
+    Where a class of transformers computes with other tensors than it stores, `load` gives each
+    checkpoint as a module, and their states are held and merged instead; see `states`.
+
+    Args:
+        plan: names all models; its tensors are the module's.
+        module: what is merged into.
+        load: a checkpoint as a module.
+        memory: bytes to hold; None for half of what the machine or the module's device has in all.
+        beside: one that holds the models already, for another module of theirs.
 
     Raises:
         NotMergeable: names differ and `load` was not given.
@@ -69,147 +53,245 @@ class Resident:
         module: nn.Module,
         *,
         load: Callable[[Checkpoint], nn.Module] | None = None,
+        memory: int | None = None,
+        beside: "Resident | None" = None,
     ) -> None:
         self.plan = plan
         self.module = module
-        self._targets = module.state_dict(keep_vars=False)
+        self._targets: dict[str, Tensor] = dict(module.state_dict(keep_vars=False))
+        self._parameters = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         device = next(iter(self._targets.values())).device
         self._device = None if device.type == "cpu" else str(device)
-        lacking = [tensor.name for tensor in plan.tensors if tensor.name not in self._targets]
-        if not lacking:
-            self._tensors = plan.tensors
-            self._held = {tensor.name: self._read(tensor) for tensor in plan.tensors}
-        elif load is not None:
-            self._tensors = _module_tensors(plan, self._targets)
-            self._held = self._states(load)
-        else:
+        self._workspaces = [Workspace(self._device)]
+        self._held: Held
+        self._states: States | None
+        if beside is not None:
+            self._held, self._states = beside._held, beside._states
+            return
+        strange = self._strange(plan)
+        if strange and load is None:
             raise NotMergeable(
-                f"{lacking[0]}: the checkpoint has it, the loaded {type(module).__name__} does not"
+                f"{strange[0]}: the checkpoint has it, the loaded {type(module).__name__} does not"
             )
+        checkpoints = [*plan.models, *([plan.base] if plan.reads_base and plan.base else [])]
+        named = () if strange else (*checkpoints, *plan.statistics)
+        self._held = Held(named, memory=memory, device=self._device)
+        self._states = States(load, self._held) if strange and load is not None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are held, the module's aside."""
+        return self._held.nbytes
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What stands in the module now, by name."""
+        return dict(self._targets)
+
+    def tensor(self, checkpoint: Checkpoint, name: str) -> Tensor | None:
+        """A tensor of one of the models, by the name that the module has for it; None for none.
+
+        It may lie on the module's device, or share its memory with what is held: only to be read.
+        """
+        model = checkpoint if self._states is None else self._states.of(checkpoint)
+        if name not in model.tensors:
+            return None
+        held = self._held.array(model, name)
+        if held is None:
+            return model.read(name)
+        return _tensor(held).view(model.tensors[name].shape)
 
     @torch.no_grad()
-    def load(self, weights: Sequence[float | None] | None = None) -> None:
-        """Write the merge into the module, in place: the plan's, or one with these weights.
+    def load(self, plan: MergePlan | None = None) -> None:
+        """Write a merge into the module, in place.
 
         Args:
-            weights: one a model, in the plan's order; None leaves a model out, as if the plan did
-                not name it. A method without weights merges those that are not left out.
+            plan: of any of the models, with any parameters, any tensor made of any others, as long
+                as the result has the module's tensors; None for the one of the start. A model that
+                is not held is read from disk.
 
         Raises:
-            MergeError: their number is wrong, or the method cannot use them (a sum of 0, say).
-            NonFiniteTensor: the result holds NaN or infinity.
+            NonFiniteTensor: the result holds NaN or infinity; the module is then of no use until
+                the next merge.
+            NotMergeable: the module has other tensors than the plan makes.
         """
-        kept, tensors = self._candidate(weights)
+        asked = self.plan if plan is None else plan
+        if self._states is not None:
+            asked = self._states.translated(asked, self._targets)
+        tensors = [tensor for tensor in asked.tensors if tensor.name in self._targets]
+        copies = self._fit(asked, tensors)
+        threads = self._threads(tensors)
         measured = measure_models(
-            tensors, lambda tensor, _, offset: self._whole(tensor, kept, offset)
+            tensors,
+            lambda tensor, workspace, offset: TensorReader(
+                asked, tensor, workspace, offset=offset, held=self._held
+            ),
+            threads=threads,
+            device=self._device,
         )
-        workspace = Workspace()
-        for tensor in tensors:
-            target = self._targets[tensor.name]
-            if tensor.copied:
-                target.copy_(
-                    torch.as_tensor(self._held[tensor.name].models[kept[0]]).view_as(target)
+        work = _Work(asked, self._targets, self._held, measured)
+        work.run([work.start(tensor) for tensor in tensors], self._own(threads))
+        for embedding, head in copies:
+            self._targets[head].copy_(self._targets[embedding])
+        work.refuse_nonfinite(tensors)
+
+    def _threads(self, tensors: Sequence[TensorPlan]) -> int:
+        entries = sum(tensor.numel for tensor in tensors)
+        return 1 if self._device or entries < _SMALL else torch.get_num_threads()
+
+    def _own(self, count: int) -> list[Workspace]:
+        """Buffers for so many threads, the same ones each time."""
+        while len(self._workspaces) < count:
+            self._workspaces.append(Workspace(self._device))
+        return self._workspaces[:count]
+
+    def _strange(self, plan: MergePlan) -> list[str]:
+        """What the plan makes and the module does not have."""
+        names = (tensor.name for tensor in plan.tensors)
+        return [name for name in names if name not in self._targets and not is_buffer(name)]
+
+    def _fit(self, plan: MergePlan, tensors: Sequence[TensorPlan]) -> list[tuple[str, str]]:
+        """Tie or untie the head as the plan has it, and see that it makes the whole module.
+
+        Returns:
+            (embedding, head): what the plan ties and the module has twice.
+        """
+        if strange := self._strange(plan):
+            raise NotMergeable(f"{strange[0]}: the {type(self.module).__name__} lacks it")
+        made = {tensor.name: tensor for tensor in tensors}
+        for name, tensor in made.items():
+            if tuple(self._targets[name].shape) != tensor.shape:
+                raise ShapeMismatch(
+                    f"{name}: the merge has {list(tensor.shape)}, the module "
+                    f"{list(self._targets[name].shape)}. Only models of one shape can be merged."
                 )
-                continue
-            method = METHODS[tensor.method]
-            found, offset = measured.get(tensor.name, (None, 0))
-            whole = self._whole(tensor, kept, offset)
-            if tensor.name not in measured:
-                found = method.first_pass(whole, tensor.parameters)
-            flat = target.view(-1)
-            for start, stop in whole.ranges:
-                merged = method.merge(whole.read(start, stop), found, tensor.parameters)
-                _store(merged, flat[start:stop], tensor, workspace)
+        copies = []
+        for name in self._parameters:
+            if place(name).role == "head":
+                copies += self._tied(name, made)
+            elif name not in made:
+                raise NotMergeable(f"{name}: the module has it, the merge does not make it")
+        return copies
 
-    def _candidate(
-        self, weights: Sequence[float | None] | None
-    ) -> tuple[list[int], Sequence[TensorPlan]]:
-        """Which models, and the tensors' plans."""
-        if weights is None:
-            return list(range(len(self._tensors[0].sources))), self._tensors
-        if len(weights) != len(self._tensors[0].sources):
-            n = len(self._tensors[0].sources)
-            raise MergeError(f"{len(weights)} weights for {n} models")
-        kept = [i for i, weight in enumerate(weights) if weight is not None]
-        return kept, [_only(tensor, kept, weights) for tensor in self._tensors]
+    def _tied(self, head: str, made: dict[str, TensorPlan]) -> list[tuple[str, str]]:
+        target = self._targets[head]
+        alike = [name for name in made if name != head and _same(self._targets[name], target)]
+        if head in made:
+            if alike:
+                self._untie(head)
+            return []
+        if alike:
+            return []
+        embeddings = [
+            name
+            for name in made
+            if place(name).role == "embedding" and self._targets[name].shape == target.shape
+        ]
+        if not embeddings:
+            raise NotMergeable(f"{head}: the module has it, the merge does not make it")
+        return [(embeddings[0], head)]
 
-    def tensors(self) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
-        """Tensor name → (what stands in the module now, the same tensor of each model)."""
-        return {
-            tensor.name: (
-                self._targets[tensor.name],
-                [
-                    _tensor(model).view(self._targets[tensor.name].shape)
-                    for model in self._held[tensor.name].models
-                ],
-            )
-            for tensor in self._tensors
-        }
-
-    def _whole(self, tensor: TensorPlan, kept: Sequence[int], offset: int) -> InMemory:
-        return self._held[tensor.name].whole(tensor, kept, offset)
-
-    def _read(self, tensor: TensorPlan) -> _Held:
-        if tensor.copied:
-            read = [self.plan.checkpoint(s).read(s.name).reshape(1, -1) for s in tensor.sources]
-            return _Held(torch.cat(read), None)
-        # A workspace of its own: what it reads into is what is kept.
-        reader = TensorReader(self.plan, tensor, Workspace())
-        models, base = reader.arrays()
-        statistics = tuple(rows.read(0, rows.shape[0]) for rows in reader.statistics)
-        if self._device is None:
-            return _Held(models, base, statistics)
-        return _Held(
-            _tensor(models).to(self._device),
-            None if base is None else _tensor(base).to(self._device),
-            tuple(torch.as_tensor(array).to(self._device) for array in statistics),
-        )
-
-    def _states(self, load: Callable[[Checkpoint], nn.Module]) -> dict[str, _Held]:
-        states = [_state(load(checkpoint), self._targets) for checkpoint in self.plan.models]
-        base = None
-        if self.plan.reads_base and self.plan.base is not None:
-            base = _state(load(self.plan.base), self._targets)
-        return {
-            tensor.name: _Held(
-                self._stack([state[tensor.name] for state in states]),
-                None if base is None else self._stack([base[tensor.name]])[0],
-            )
-            for tensor in self._tensors
-        }
-
-    def _stack(self, tensors: Sequence[Tensor]) -> Array:
-        flat = [tensor.detach().reshape(-1) for tensor in tensors]
-        if self._device is not None:
-            return torch.stack(flat)
-        arrays = [as_array(tensor) for tensor in flat]
-        return namespace(arrays[0]).stack(arrays)
+    def _untie(self, head: str) -> None:
+        module, _, name = head.rpartition(".")
+        own = nn.Parameter(self._targets[head].clone(), requires_grad=False)
+        setattr(self.module.get_submodule(module), name, own)
+        self._targets[head] = own.detach()
 
 
-def _only(tensor: TensorPlan, kept: Sequence[int], weights: Sequence[float | None]) -> TensorPlan:
-    """The tensor's plan for some of the models, with other weights."""
-    method = METHODS[tensor.method]
-    values: dict[str, Any] = dict(tensor.parameters)
-    for parameter in method.parameters:
-        if parameter.per == "model" and len(values[parameter.name]) == len(weights):
-            values[parameter.name] = tuple(values[parameter.name][i] for i in kept)
-    if method.parameter("weight") is not None:
-        values["weight"] = tuple(float(weights[i] or 0.0) for i in kept)
-    if trouble := method.check(values):
-        raise MergeError(f"parameters: {trouble}")
-    sources = tuple(tensor.sources[i] for i in kept)
-    return replace(tensor, sources=sources, parameters=values)
+class _Work:
+    """The jobs of one merge into a module."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        targets: dict[str, Tensor],
+        held: Held,
+        measured: dict[str, tuple[object, int]],
+    ) -> None:
+        self._plan, self._targets, self._held = plan, targets, held
+        self._measured = measured
+        self._bad: dict[str, list[Tensor | int]] = {}
+        self._counting = threading.Lock()
+
+    def run(self, jobs: list[Job], workspaces: list[Workspace]) -> None:
+        """Do all of them: here, or in as many threads as there are workspaces."""
+        if len(workspaces) > 1:
+            Crew(len(workspaces), iter(workspaces).__next__).run(jobs)
+            return
+        waiting = jobs[::-1]
+        while waiting:
+            waiting += reversed(waiting.pop().run(workspaces[0]))
+
+    def start(self, tensor: TensorPlan) -> Job:
+        """One tensor: what must be measured first, then all chunks."""
+
+        def run(workspace: Workspace) -> list[Job]:
+            if tensor.copied:
+                source = tensor.sources[0]
+                read = self._plan.checkpoint(source).read(source.name)
+                self._targets[tensor.name].copy_(read)
+                return []
+            found, offset = self._measured.get(tensor.name, (None, 0))
+            reader = self._reader(tensor, workspace, offset)
+            if tensor.name not in self._measured:
+                found = METHODS[tensor.method].first_pass(reader, tensor.parameters)
+            if tensor.numel > CHUNK:
+                return [self._chunk(tensor, found, offset, chunk) for chunk in reader.ranges]
+            for chunk in reader.ranges:
+                self._merge(reader, tensor, found, chunk, workspace)
+            return []
+
+        return Job(run, tensor.numel)
+
+    def refuse_nonfinite(self, tensors: Sequence[TensorPlan]) -> None:
+        """Tell of the first tensor, in the order of the plan, whose merge is not finite."""
+        for tensor in tensors:
+            counts = self._bad.get(tensor.name, ())
+            if bad := int(sum(counts)):
+                raise NonFiniteTensor(
+                    f"{tensor.name}: {bad} entries of the merge are NaN or infinite"
+                )
+
+    def _reader(self, tensor: TensorPlan, workspace: Workspace, offset: int) -> TensorReader:
+        return TensorReader(self._plan, tensor, workspace, offset=offset, held=self._held)
+
+    def _chunk(self, tensor: TensorPlan, found: object, offset: int, chunk: tuple[int, int]) -> Job:
+        def run(workspace: Workspace) -> list[Job]:
+            self._merge(self._reader(tensor, workspace, offset), tensor, found, chunk, workspace)
+            return []
+
+        return Job(run, 0)
+
+    def _merge(
+        self,
+        reader: TensorReader,
+        tensor: TensorPlan,
+        found: object,
+        chunk: tuple[int, int],
+        workspace: Workspace,
+    ) -> None:
+        target = self._targets[tensor.name].view(-1)[slice(*chunk)]
+        bad: Tensor | int
+        if reader.exact:
+            result = torch.as_tensor(reader.stored(*chunk))
+            bad = (~result.isfinite()).sum()
+        else:
+            merged = METHODS[tensor.method].merge(reader.read(*chunk), found, tensor.parameters)
+            result, bad = _encoded(merged, tensor.dtype, workspace)
+        target.copy_(result)
+        if isinstance(bad, Tensor) or bad:
+            with self._counting:
+                self._bad.setdefault(tensor.name, []).append(bad)
 
 
-def _store(merged: Array, target: Tensor, tensor: TensorPlan, workspace: Workspace) -> None:
+def _encoded(merged: Array, dtype: str, workspace: Workspace) -> tuple[Tensor, Tensor | int]:
+    """[k] in the dtype that would be written, and how many entries are not finite."""
     if isinstance(merged, np.ndarray):
-        result, bad = encode(merged, tensor.dtype, workspace)
-        target.copy_(_tensor(result))
-    else:
-        target.copy_(merged.view(-1))
-        bad = int((~target.isfinite()).sum())
-    if bad:
-        raise NonFiniteTensor(f"{tensor.name}: {bad} entries of the merge are NaN or infinite")
+        stored, bad = encode(merged, dtype, workspace)
+        return _tensor(stored), bad
+    numbers = merged.view(-1).to(torch_dtype(dtype))
+    # Counted where it lies: to ask for the number would wait for the device at every chunk.
+    return numbers, (~numbers.isfinite()).sum()
 
 
 def _tensor(array: Array) -> Tensor:
@@ -218,26 +300,6 @@ def _tensor(array: Array) -> Tensor:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
-def _module_tensors(plan: MergePlan, state: Mapping[str, Tensor]) -> tuple[TensorPlan, ...]:
-    values = plan.tensors[0].parameters
-    base = plan.reads_base
-    return tuple(
-        TensorPlan(
-            name,
-            dtype_name(tensor.dtype),
-            tuple(tensor.shape),
-            plan.method,
-            tuple(Source(i, name) for i in range(len(plan.models))),
-            Source(None, name) if base else None,
-            values,
-        )
-        for name, tensor in state.items()
-        if tensor.is_floating_point()
-    )
-
-
-def _state(loaded: nn.Module, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = loaded.state_dict()
-    if state.keys() != targets.keys():
-        raise NotMergeable("two checkpoints of one family load into modules of different tensors")
-    return state
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape

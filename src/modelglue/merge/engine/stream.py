@@ -206,7 +206,7 @@ class _Work:
         method = METHODS[tensor.method]
         start = nbytes_of(tensor.dtype, (chunk[0],))
         phase = self.writer.phase(tensor.name, start)
-        if self._exact(tensor):
+        if reader.exact:
             result = reader.stored(*chunk, phase=phase)
             bad = int(np.count_nonzero(~np.isfinite(result)))
         else:
@@ -220,15 +220,6 @@ class _Work:
             with self.counting:
                 self.nonfinite[tensor.name] = self.nonfinite.get(tensor.name, 0) + bad
         self.writer.write_bytes(tensor.name, result.data, start=start)
-
-    def _exact(self, tensor: TensorPlan) -> bool:
-        """Whether it stays as it is, but is stored in a dtype that float32 cannot hold."""
-        return (
-            tensor.dtype == "F64"
-            and tensor.union is None
-            and self.plan.spec(tensor.sources[0]).dtype == "F64"
-            and METHODS[tensor.method].keeps(tensor.parameters)
-        )
 
     def _copy(self, tensor: TensorPlan) -> None:
         """What is no weight (a mask, position ids) is the first source's."""

@@ -1,18 +1,10 @@
 """The result of a chunk, in the dtype that the output has."""
 
-from typing import Any
-
 import numpy as np
 
 from modelglue.merge.arrays import Array
+from modelglue.merge.engine.held import STORED
 from modelglue.merge.engine.reading import Workspace
-
-_STORED: dict[str, Any] = {
-    "BF16": np.uint16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
 
 
 def encode(
@@ -33,7 +25,7 @@ def encode(
 
     if not isinstance(merged, np.ndarray):
         merged = merged.cpu().numpy()
-    stored = workspace.array("out", merged.shape, _STORED[dtype], phase=phase)
+    stored = workspace.array("out", merged.shape, STORED[dtype], phase=phase)
     if dtype == "BF16":
         return stored, int(loops.encode(merged, stored))
     with np.errstate(over="ignore"):

@@ -10,7 +10,7 @@ from modelglue.merge.config.inputs import arrange
 from modelglue.merge.config.schema import MergeConfig, ModelEntry, same_model
 from modelglue.merge.config.values import Resolver, filters
 from modelglue.merge.plan.heads import Heads
-from modelglue.merge.plan.match import Group, Matcher, variation
+from modelglue.merge.plan.match import Group, Matcher
 from modelglue.merge.plan.output_config import Restacked, output_config
 from modelglue.merge.plan.problems import Problems
 from modelglue.merge.plan.settings import CRIME, compared
@@ -27,6 +27,7 @@ from modelglue.merge.plan.slices import (
 )
 from modelglue.merge.plan.statistics import Statistics
 from modelglue.merge.plan.tensor_plan import TensorPlan
+from modelglue.merge.plan.values import variation
 from modelglue.merge.vocabulary.vocabulary import Vocabulary, unite, vocabulary_tensors
 
 

@@ -1,15 +1,13 @@
 """From names to tensors: what each model stores for an output tensor, and whether it fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from modelglue.checkpoint.naming import is_buffer, place
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.spec import TensorSpec
 from modelglue.errors import (
     InputError,
-    MergeError,
     NotMergeable,
     ShapeMismatch,
     UnsupportedCheckpoint,
@@ -21,6 +19,7 @@ from modelglue.merge.plan.problems import Problems
 from modelglue.merge.plan.slices import Row
 from modelglue.merge.plan.statistics import Statistics
 from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
+from modelglue.merge.plan.values import ValueCheck, unsaid
 from modelglue.merge.vocabulary.rows import RowUnion
 from modelglue.merge.vocabulary.vocabulary import Vocabulary
 
@@ -84,7 +83,7 @@ class Matcher:
         self._vocabulary = vocabulary
         self._token_tensors = token_tensors
         self._problems = problems
-        self._checked: dict[int, Mapping[str, Any]] = {}
+        self._check = ValueCheck(method, problems)
 
     def match(self, row: Row, group: Group) -> TensorPlan | None:
         """The plan of one output tensor; None if it cannot be made or is left out.
@@ -130,24 +129,11 @@ class Matcher:
         )
 
     def unsaid(self, groups: Sequence[Group]) -> dict[str, None]:
-        """What no filter gives to some tensor: a weight is a problem, all else has its default.
-
-        Returns:
-            Notes on the defaults.
-        """
+        """What no filter gives to some tensor; see `values.unsaid`."""
         notes: dict[str, None] = {}
         for group in groups:
-            for (name, column), tensor in group.resolver.unsaid.items():
-                parameter = self._method.parameter(name)
-                if parameter is None or parameter.default is None:
-                    continue
-                of = f" of {self._models[group.models[column]].name}"
-                told = f"no filter of {name}{of if parameter.per == 'model' else ''} is in its name"
-                if name == "weight":
-                    told += "; add a value without a filter"
-                    self._problems.tell(NotMergeable, tensor, told)
-                else:
-                    notes[f"{tensor}: {told}; it gets {parameter.default}"] = None
+            models = [self._models[index] for index in group.models]
+            notes |= unsaid(self._method, group.resolver, models, self._problems)
         return notes
 
     def extra(self, model: Checkpoint, names: Sequence[str]) -> None:
@@ -238,40 +224,6 @@ class Matcher:
                 "which cannot be averaged. Convert the model to BF16 first.",
             )
         return specs[0].dtype
-
-    def _check(self, name: str, parameters: Mapping[str, Any]) -> None:
-        if id(parameters) in self._checked:
-            return
-        self._checked[id(parameters)] = parameters  # kept, so that its id stays its own
-        for parameter in self._method.parameters:
-            value = parameters[parameter.name]
-            for one in value if parameter.per == "model" else (value,):
-                told = parameter.problem(one)
-                if one is None and told:
-                    told = f"must be given: {parameter.help}"
-                if told:
-                    self._problems.tell(MergeError, name, f"{parameter.name}: {told}")
-                    return
-        told = self._method.check(parameters)
-        if told:
-            self._problems.tell(MergeError, name, told)
-
-
-def variation(method: Method, tensors: Sequence[TensorPlan]) -> NotMergeable | None:
-    """What is wrong if values vary that a measure of the whole model is taken with."""
-    together = {
-        id(tensor.parameters): method.read_first(tensor.parameters)
-        for tensor in tensors
-        if method.reach(tensor.parameters) == "model"
-    }
-    first = next(iter(together.values()), {})
-    vary = [name for name in first if any(v[name] != first[name] for v in together.values())]
-    if not vary:
-        return None
-    return NotMergeable(
-        f"parameters: {method.name} looks at the whole model here, so its {' and '.join(vary)} "
-        "cannot vary from tensor to tensor. Set it to one value."
-    )
 
 
 def promoted(dtypes: set[str]) -> str:

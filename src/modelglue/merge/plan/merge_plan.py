@@ -21,12 +21,13 @@ from modelglue.merge.plan.describe import describe
 from modelglue.merge.plan.draft import Draft
 from modelglue.merge.plan.problems import together
 from modelglue.merge.plan.tensor_plan import FLOATING, Source, TensorPlan
+from modelglue.merge.plan.values import with_values
 from modelglue.merge.vocabulary.tokens import located
 
 if TYPE_CHECKING:
     from modelglue.merge.vocabulary.vocabulary import Vocabulary
 
-__all__ = ["FLOATING", "MergePlan", "Source", "TensorPlan", "make_plan", "plan_of"]
+__all__ = ["FLOATING", "MergePlan", "Source", "TensorPlan", "make_plan", "plan_of", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -140,16 +141,17 @@ def make_plan(config: MergeConfig, *, allow_crimes: bool = False) -> MergePlan:
     return _plan(config, opened, allow_crimes=allow_crimes)
 
 
-def plan_of(
-    config: MergeConfig, models: tuple[Checkpoint, ...], base: Checkpoint | None
-) -> MergePlan:
-    """The plan for checkpoints that are open already: those of `config.models`, and the base."""
-    opened = {} if base is None or not config.base_model else {same_model(config.base_model): base}
-    for entry, model in zip(config.models, models, strict=True):
-        opened[same_model(entry.model)] = model
+def plan_of(config: MergeConfig, opened: Mapping[str, Checkpoint]) -> MergePlan:
+    """The plan for checkpoints that are open already.
+
+    Args:
+        config: what is asked.
+        opened: every model that it names, by what it calls it; statistics are opened here.
+    """
+    by_name = {same_model(reference): checkpoint for reference, checkpoint in opened.items()}
     for reference in config.statistics:
-        opened[same_model(reference)] = _open(reference, config.root)
-    return _plan(config, opened, allow_crimes=False)
+        by_name[same_model(reference)] = _open(reference, config.root)
+    return _plan(config, by_name, allow_crimes=False)
 
 
 def _plan(

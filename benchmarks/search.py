@@ -1,0 +1,231 @@
+"""Searches on the miniature zoo: what they cost, what they find, and whether it is so.
+
+    python benchmarks/search.py overhead   # a candidate's evaluation beside its forward passes
+    python benchmarks/search.py racing     # item evaluations and report scores, raced or not
+    python benchmarks/search.py warm       # trials that a warm start saves
+    python benchmarks/search.py table      # strategies, methods and groups, on the report items
+    python benchmarks/search.py nothing    # a zoo in which no merge helps
+
+Zoos are trained where they lack (`--folder`), runs go on where they stopped, and figures are kept
+beside this file in results/search.json, seed by seed; `show` prints them again.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelglue.journal import read_json, write_json
+from search_nothing import nothing_helps, print_nothing
+from search_overhead import overhead, print_overhead
+from search_zoo import EVOLUTION, TRIALS, Zoo
+
+RESULTS = Path(__file__).parent / "results" / "search.json"
+RACING = {
+    "full": {"racing": "off"},
+    "racing": {},
+    "racing, 2 stages": {"stages": 2},
+    "racing, irt": {"proxy": "irt"},
+}
+METHODS: Mapping[str, dict[str, Any]] = {
+    "linear": {"method": "linear"},
+    "task_arithmetic": {"method": "task_arithmetic"},
+    "ties": {"method": "ties"},
+    "dare_linear": {"method": "dare_linear"},
+    "dare_ties": {"method": "dare_ties"},
+}
+HEURISTICS = (
+    "heuristic_average",
+    "heuristic_coefficient",
+    "heuristic_similarity",
+    "greedy_soup",
+)
+GROUPED = {
+    "evolution, layers apart": {"group_size": 1},
+    "evolution, pairs of layers": {"group_size": 2},
+    "evolution, roles apart": {"roles": "apart"},
+}
+WARM = "heuristic_average"
+
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    arguments = _arguments()
+    kept: Path = arguments.json
+    results: dict[str, dict[str, Figures]] = read_json(kept) if kept.exists() else {}
+    if arguments.what != "show":
+        measure = MEASURES[arguments.what]
+        found = results.setdefault(arguments.what, {})
+        for seed in arguments.seeds or SEEDS[arguments.what]:
+            zoo = Zoo(arguments.folder, arguments.preset, seed, recipe=arguments.recipe)
+            name = zoo.name if arguments.what != "nothing" else str(seed)
+            if name not in found:
+                found[name] = measure(zoo)
+                write_json(kept, results)
+            print(f"{arguments.what}, {name}: done", flush=True)
+    for what in results if arguments.what == "show" else [arguments.what]:
+        print(f"\n{what}\n")
+        PRINTS[what](results[what])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=(*MEASURES, "show"))
+    parser.add_argument("--folder", type=Path, default=Path("zoo/benchmark"))
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--recipe", default="glue.yaml", help="of the zoo: glue-which12.yaml, say")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are kept")
+    return parser.parse_args()
+
+
+def racing(zoo: Zoo) -> Figures:
+    """One evolution, scored in full, raced, raced with stages, raced with curves."""
+    found = {}
+    for name, options in RACING.items():
+        result = zoo.searched(name, [{**EVOLUTION, **options}]).searches[0]
+        report = zoo.report(result.coefficients)
+        found[name] = {
+            "items": result.items,
+            "search": result.score,
+            "report": report.mean,
+            "error": zoo.standard_error(result.coefficients),
+        }
+    return found
+
+
+def print_racing(found: Mapping[str, Figures]) -> None:
+    print(f"{'':26}items of full       report average, out of 100, and its distance from full's")
+    for name in RACING:
+        shares = [one[name]["items"] / one["full"]["items"] for one in found.values()]
+        reports = [100 * one[name]["report"] for one in found.values()]
+        gaps = [(one[name]["report"] - one["full"]["report"]) for one in found.values()]
+        within = sum(
+            abs(gap) <= one["full"]["error"] or gap > 0
+            for gap, one in zip(gaps, found.values(), strict=True)
+        )
+        print(
+            f"{name:22}{statistics.fmean(shares):8.2f} ({min(shares):.2f}–{max(shares):.2f})"
+            f"{statistics.fmean(reports):10.1f}   {100 * statistics.fmean(gaps):+.2f} points; "
+            f"within one standard error, or better, in {within} of {len(found)} seeds"
+        )
+
+
+def warm(zoo: Zoo) -> Figures:
+    """A plain evolution, and one from a heuristic: when the second reaches the first's score."""
+    plain = zoo.searched("full", [{**EVOLUTION, **RACING["full"]}]).searches[0]
+    start = {**EVOLUTION, **RACING["full"], "warm_start": WARM}
+    warmed = zoo.searched("warm", [start]).searches[0]
+    reached = zoo.trials_to("warm", plain.score)
+    return {
+        "plain": plain.score,
+        "warm": warmed.score,
+        "trials": zoo.trials_to("full", plain.score),
+        "reached": reached,
+        "report": {
+            "plain": zoo.report(plain.coefficients).mean,
+            "warm": zoo.report(warmed.coefficients).mean,
+        },
+    }
+
+
+def print_warm(found: Mapping[str, Figures]) -> None:
+    print(f"{'':14}plain  after  from {WARM}  reaches it after")
+    for name, one in found.items():
+        reached = "never" if one["reached"] is None else f"{one['reached']} trials"
+        print(
+            f"{name:12}{100 * one['plain']:7.1f}{one['trials']:7}{100 * one['warm']:16.1f}"
+            f"{reached:>20}"
+        )
+    halved = sum(
+        one["reached"] is not None and one["reached"] <= TRIALS / 2 for one in found.values()
+    )
+    print(f"within half of the {TRIALS} trials in {halved} of {len(found)}")
+
+
+def table(zoo: Zoo) -> Figures:
+    """Everything on the report items: averages with intervals, search scores, what was accepted."""
+    rows: Figures = {}
+    heuristics = zoo.searched("heuristics", list(HEURISTICS))
+    best = max(heuristics.singles, key=lambda name: zoo.report({name: 1.0}).mean)
+    rival = zoo.report({best: 1.0})
+    rows["best single"] = {**zoo.row({best: 1.0}, rival), "note": best}
+    members = heuristics.members
+    rows["uniform merge"] = zoo.row(dict.fromkeys(members, 1 / len(members)), rival)
+    for result in heuristics.searches:
+        rows[result.strategy] = zoo.row(result.coefficients, rival, result=result)
+    for name, merge in METHODS.items():
+        key = f"evolution, {name}"
+        choice = zoo.searched(key, [EVOLUTION], merge=merge)
+        (result,) = choice.searches
+        rows[key] = zoo.row(result.coefficients, rival, merge=merge, choice=choice, result=result)
+    for key, options in GROUPED.items():
+        choice = zoo.searched(key, [{**EVOLUTION, **options}])
+        (result,) = choice.searches
+        rows[key] = zoo.row(result.coefficients, rival, choice=choice, result=result)
+    for start in ("heuristic_average", "heuristic_coefficient"):
+        key = f"{start} → evolution"
+        choice = zoo.searched(key, [{**EVOLUTION, "warm_start": start}])
+        (result,) = choice.searches
+        rows[key] = zoo.row(result.coefficients, rival, choice=choice, result=result)
+    return rows
+
+
+def print_table(found: Mapping[str, Figures]) -> None:
+    for name, rows in found.items():
+        print(f"\n{name}: {rows['best single']['note']} is the best single model\n")
+        print(
+            "| candidate | search | report | against the best single (95 %) | trials | accepted |"
+        )
+        print("|---|---|---|---|---|---|")
+        for key, row in rows.items():
+            search = "–" if row.get("search") is None else f"{100 * row['search']:.1f}"
+            gap = "–" if key == "best single" else points(row["difference"])
+            accepted = {True: "yes", False: "no"}.get(row.get("accepted"), "–")
+            print(
+                f"| {key} | {search} | {100 * row['report']:.1f} | {gap} "
+                f"| {row.get('trials') or '–'} | {accepted} |"
+            )
+    if len(found) > 1:
+        print("\nmean over the seeds\n")
+        first = next(iter(found.values()))
+        for key in first:
+            gaps = [100 * rows[key]["difference"][0] for rows in found.values()]
+            spread = statistics.stdev(gaps) / math.sqrt(len(gaps))
+            print(f"{key:40}{statistics.fmean(gaps):+6.1f} ± {spread:.1f} points")
+
+
+def points(interval: Sequence[float]) -> str:
+    """A difference with its interval, in points."""
+    mean, low, high = (100 * value for value in interval)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+MEASURES: Mapping[str, Callable[[Zoo], Figures]] = {
+    "overhead": overhead,
+    "racing": racing,
+    "warm": warm,
+    "table": table,
+    "nothing": nothing_helps,
+}
+PRINTS: Mapping[str, Callable[[Mapping[str, Figures]], None]] = {
+    "overhead": print_overhead,
+    "racing": print_racing,
+    "warm": print_warm,
+    "table": print_table,
+    "nothing": print_nothing,
+}
+SEEDS = {
+    "overhead": [300],
+    "racing": [300, 301, 302, 303, 304],
+    "warm": [300, 301, 302, 303, 304],
+    "table": [300, 301, 302],
+    "nothing": list(range(20)),
+}
+
+
+if __name__ == "__main__":
+    main()

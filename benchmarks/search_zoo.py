@@ -1,0 +1,128 @@
+"""One miniature zoo: searches in its largest family, and report scores of what they find."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modelglue.evaluate.scores import Scores
+from modelglue.evaluate.statistics import mean_interval, paired_difference
+from modelglue.evaluate.threads import threads_for
+from modelglue.journal import Journal, read_json
+from modelglue.minizoo.zoo import train_zoo
+from modelglue.recipe.config import RecipeConfig, parse_recipe
+from modelglue.recipe.family import FamilyChoice
+from modelglue.recipe.inputs import open_inputs
+from modelglue.recipe.search import search_families
+from modelglue.recipe.workers import Families
+from modelglue.search.problem import SearchResult, canonical
+from modelglue.yamlfile import read_yaml
+
+TRIALS = 60
+EVOLUTION: dict[str, Any] = {"strategy": "evolution", "trials": TRIALS}
+
+
+class Zoo:
+    """A trained zoo and the runs in it; what was done before stands.
+
+    Args:
+        folder: where zoos are.
+        recipe: which of the zoo's recipes.
+    """
+
+    def __init__(self, folder: Path, preset: str, seed: int, *, recipe: str = "glue.yaml") -> None:
+        self.path = (folder / f"{preset}-{seed}").resolve()
+        self.seed, self._preset, self._recipe = seed, preset, recipe
+
+    @property
+    def name(self) -> str:
+        """What its figures are filed under."""
+        recipe = Path(self._recipe).stem.removeprefix("glue").removeprefix("-")
+        return f"{recipe or self._preset}, {self.seed}"
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as the zoo has it; the zoo is trained if it is not there."""
+        train_zoo(self._preset, self.path, seed=self.seed)
+        found: dict[str, Any] = read_yaml(self.path / self._recipe)
+        return found
+
+    def config(
+        self, run: str, strategies: Sequence[Any] = (), merge: Mapping[str, Any] | None = None
+    ) -> RecipeConfig:
+        """The recipe with other strategies and another method, in a run of its own."""
+        search = {"strategies": list(strategies), "seed": self.seed} if strategies else {}
+        place = self.path / "runs" / f"search-{Path(self._recipe).stem}" / run.replace(" ", "-")
+        recipe = {**self.recipe, "merge": dict(merge or {"method": "linear"}), "search": search}
+        return parse_recipe({**recipe, "output": str(place)}, root=self.path)
+
+    def searched(
+        self, run: str, strategies: Sequence[Any], *, merge: Mapping[str, Any] | None = None
+    ) -> FamilyChoice:
+        """What the strategies come to in the largest family."""
+        config = self.config(run, strategies, merge)
+        manifest = config.output / "stages" / "search-1" / "manifest.json"
+        if not manifest.exists():
+            search_families(config)
+        return FamilyChoice.from_json(read_json(manifest))
+
+    def trials_to(self, run: str, score: float) -> int | None:
+        """After how many different candidates a run had one with that score on all search items."""
+        with Journal(self.config(run).output / "journal.jsonl") as journal:
+            seen: list[str] = []
+            for record in journal:
+                if record.get("event") != "trial" or record.get("scope") != "search-1":
+                    continue
+                key = json.dumps(record["coefficients"])
+                seen += [key] * (key not in seen)
+                if record.get("block") is None and record.get("mean", -1) >= score:
+                    return len(seen)
+        return None
+
+    def report(
+        self, coefficients: Mapping[str, float], *, merge: Mapping[str, Any] | None = None
+    ) -> Scores:
+        """A candidate's scores on the report items; kept in a journal of their own."""
+        candidate = canonical(coefficients)
+        key = json.dumps([candidate, dict(merge or {})])
+        with Journal(self.path / "runs" / "search-report.jsonl") as journal:
+            for record in journal:
+                if record["key"] == key:
+                    return Scores.from_json(record["scores"])
+            config = self.config("report", merge=merge)
+            with open_inputs(config) as inputs, threads_for(0):
+                families = Families(config, inputs, self.path / "adapters", config.names)
+                members = self.searched("heuristics", ["heuristic_average"]).members
+                family = families.of(members)
+                scores = family.score(candidate, inputs.tasks, "report", inputs.sandbox)
+            journal.append({"key": key, "scores": scores.to_json()})
+        return scores
+
+    def standard_error(self, coefficients: Mapping[str, float]) -> float:
+        """Of the report average."""
+        interval = mean_interval(self.report(coefficients), level=0.6827)
+        return (interval.high - interval.low) / 2
+
+    def row(
+        self,
+        coefficients: Mapping[str, float],
+        rival: Scores,
+        *,
+        merge: Mapping[str, Any] | None = None,
+        choice: FamilyChoice | None = None,
+        result: SearchResult | None = None,
+    ) -> dict[str, Any]:
+        """A row of the table."""
+        report = self.report(coefficients, merge=merge)
+        gap = paired_difference(report, rival)
+        verdict = None if choice is None else choice.verdict
+        return {
+            "report": report.mean,
+            "difference": [gap.mean, gap.low, gap.high],
+            "search": None if result is None else result.score,
+            "trials": None if result is None else result.trials,
+            "items": None if result is None else result.items,
+            "accepted": None if verdict is None else verdict.accepted,
+            "coefficients": dict(coefficients),
+        }

@@ -1,0 +1,221 @@
+"""A family that can be evaluated in microseconds: items with two-parameter curves, smooth merges.
+
+Three tasks of items in groups. A candidate's ability at a task falls with the distance of its
+numbers from the task's best ones; whether it answers an item depends on that, on the item, and on a
+smooth random function of the candidate of the item's own, so that near candidates answer alike and
+a search can overfit the items, as with real models.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cmaes import CMA
+
+from modelglue.evaluate.scores import Scores, TaskScores
+from modelglue.search.irt import estimator
+from modelglue.search.problem import Trial
+from modelglue.search.racing import Race, race
+
+TASKS = ("knowledge", "maths", "code")
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of one task: difficulty, and the weights of their own smooth functions."""
+
+    difficulty: np.ndarray  # [n]
+    own: np.ndarray  # [n, 2 · features]
+    groups: np.ndarray  # [n]
+
+
+class Family:
+    """Candidates are numbers x0 … of dimension `size`; best near 0.3 each, differently by task."""
+
+    def __init__(self, seed: int, *, size: int = 5, own: float = 0.9, width: float = 4.0) -> None:
+        self._generator = np.random.default_rng([seed, 0])
+        self.size = size
+        self._own = own
+        self._waves = self._generator.normal(0, width / np.sqrt(size), (24, size))
+        self._best = {t: self._generator.normal(0.3, 0.2, size) for t in TASKS}
+        self._curve = {t: self._generator.uniform(1.0, 2.5) for t in TASKS}
+
+    def items(self, task: str, number: int, *, group: int = 4) -> Items:
+        """Items drawn anew."""
+        draw = self._generator.normal
+        groups = np.arange(number) // group
+        shared, mine = np.sqrt(0.5), np.sqrt(0.5)
+        waves = 2 * len(self._waves)
+        of_groups = draw(0, 1, (groups[-1] + 1, waves))[groups]
+        own = (shared * of_groups + mine * draw(0, 1, (number, waves))) / np.sqrt(waves / 2)
+        difficulty = draw(0, 1.0, groups[-1] + 1)[groups] + draw(0, 0.8, number)
+        return Items(difficulty, self._own * own, groups)
+
+    def correct(self, task: str, items: Items, x: np.ndarray) -> np.ndarray:
+        """Which items a candidate answers, as 0 and 1."""
+        off = x - self._best[task]
+        ability = 1.2 - self._curve[task] * np.sqrt(off @ off + 0.04)
+        phase = self._waves @ x
+        own = items.own @ np.concatenate([np.cos(phase), np.sin(phase)])
+        return (ability - items.difficulty + own > 0).astype(float)
+
+
+class SimulatedObjective:
+    """The items of a family in blocks; counts the item evaluations that are asked for."""
+
+    def __init__(
+        self, family: Family, *, items: int = 200, group: int = 4, blocks: int = 8
+    ) -> None:
+        self.family = family
+        self.blocks = blocks
+        self.asked = 0
+        self._items = {t: family.items(t, items, group=group) for t in TASKS}
+        self._report = {t: family.items(t, 2000, group=1) for t in TASKS}
+        self._block = {t: self._blocks_of(i.groups) for t, i in self._items.items()}
+        self.items = tuple(
+            sum(int((b == k).sum()) for b in self._block.values()) for k in range(blocks)
+        )
+
+    def __call__(self, coefficients: Mapping[str, float]) -> Trial:
+        return self.many([coefficients])[0]
+
+    def many(
+        self, candidates: Sequence[Mapping[str, float]], block: int | None = None
+    ) -> list[Trial]:
+        return [Trial(self._scores(self._place(c), block)) for c in candidates]
+
+    def truth(self, coefficients: Mapping[str, float]) -> float:
+        """The mean on items that no search sees."""
+        x = self._place(coefficients)
+        return float(
+            np.mean([self.family.correct(t, i, x).mean() for t, i in self._report.items()])
+        )
+
+    def _blocks_of(self, groups: np.ndarray) -> np.ndarray:
+        turn = np.random.default_rng(len(groups)).permutation(groups[-1] + 1)
+        return (turn * self.blocks // len(turn))[groups]
+
+    def _place(self, coefficients: Mapping[str, float]) -> np.ndarray:
+        return np.array([coefficients.get(f"m{n}", 0.0) for n in range(self.family.size)])
+
+    def _scores(self, x: np.ndarray, block: int | None) -> Scores:
+        tasks = []
+        for task, items in self._items.items():
+            values = self.family.correct(task, items, x)
+            chosen = np.flatnonzero((self._block[task] == block) | (block is None))
+            self.asked += len(chosen)
+            tasks.append(
+                TaskScores(
+                    task,
+                    tuple(f"{task} {n}" for n in chosen),
+                    tuple(values[chosen].tolist()),
+                    tuple(f"group {items.groups[n]}" for n in chosen),
+                )
+            )
+        return Scores(tuple(tasks))
+
+
+def as_candidate(x: np.ndarray) -> dict[str, float]:
+    """The numbers by name."""
+    return {f"m{n}": float(value) for n, value in enumerate(x)}
+
+
+def generation(objective: SimulatedObjective, seed: int, *, members: int = 8) -> list[dict]:
+    """Candidates about ten points apart from best to worst."""
+    draw = np.random.default_rng([seed, 1]).normal
+    return [as_candidate(draw(0.3, 0.13, objective.family.size)) for _ in range(members)]
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A race, what its candidates score on all items, and the item evaluations asked for."""
+
+    result: Race
+    means: list[float]
+    asked: int
+
+    @property
+    def survivors(self) -> list[int]:
+        return [n for n, out in enumerate(self.result.stopped) if not out]
+
+    @property
+    def used(self) -> float:
+        """The share of the item evaluations of full evaluation."""
+        return self.result.items / (600 * len(self.means))
+
+    @property
+    def lost(self) -> bool:
+        """Whether the one that is best on all items was stopped."""
+        return max(self.means[n] for n in self.survivors) < max(self.means)
+
+
+def simulated_races(seeds: Iterable[int], level: float = 0.1) -> list[Raced]:
+    """Races of different families."""
+    found = []
+    for seed in seeds:
+        objective = SimulatedObjective(Family(seed))
+        field = generation(objective, seed)
+        means = [trial.mean for trial in objective.many(field)]
+        objective.asked = 0
+        result = race(objective, field, level=level, best=None, told=[])
+        found.append(Raced(result, means, objective.asked))
+    return found
+
+
+WAYS = {
+    "racing": (True, 1, False),
+    "racing with 2 stages": (True, 2, False),
+    "racing with 3 stages": (True, 3, False),
+    "racing with curves": (True, 1, True),
+    "no racing": (False, 1, False),
+}
+"""How an evolution may go about it: whether it races, in how many stages, with curves for half of
+the items."""
+
+
+def evolve(seed: int, way: str, *, trials: int = 64) -> tuple[float, float]:
+    """What a small evolution ends with on unseen items, and its share of all item evaluations."""
+    racing, stages, curves = WAYS[way]
+    objective = SimulatedObjective(Family(seed))
+    size = objective.family.size
+    alone = {name: objective({name: 1.0}) for name in as_candidate(np.zeros(size))}
+    estimate = estimator({n: t.scores for n, t in alone.items() if t.scores}) if curves else None
+    best, told, partial = max(alone.values(), key=lambda trial: trial.mean), [], []
+    winner: Mapping[str, float] = {}
+    cma = CMA(mean=np.full(size, 1 / size), sigma=1 / 6, seed=seed)
+    generations = trials // cma.population_size
+    objective.asked = 0
+    for number in range(generations):
+        points = [cma.ask() for _ in range(cma.population_size)]
+        field = [as_candidate(point) for point in points]
+        stage = min(number * stages // generations, stages - 1)
+        came = race(
+            objective,
+            field,
+            level=0.1 if racing else None,
+            best=best,
+            told=told,
+            estimate=estimate,
+            most_blocks=math.ceil(objective.blocks / 2 ** (stages - 1 - stage + curves)),
+        )
+        for candidate, trial, guess, out in zip(field, came.trials, came.estimates, came.stopped):
+            if trial.items == 600 and trial.mean > best.mean:
+                best, winner = trial, candidate
+            if not out:
+                told.append(guess)
+                partial.append((guess, len(partial), candidate))
+        cma.tell([(point, -guess) for point, guess in zip(points, came.estimates)])
+    for _, _, candidate in sorted(partial, reverse=True)[: 3 if curves else 0]:
+        trial = objective(candidate)
+        if trial.mean > best.mean:
+            best, winner = trial, candidate
+    return objective.truth(winner), objective.asked / (600 * generations * cma.population_size)
+
+
+def compare(seeds: int, way: str) -> tuple[float, float, float]:
+    """A way against full evaluation: share of items, loss on unseen items, its standard error."""
+    full = [evolve(seed, "no racing") for seed in range(seeds)]
+    raced = [evolve(seed, way) for seed in range(seeds)]
+    loss = np.array([a[0] - b[0] for a, b in zip(full, raced)])
+    return np.mean([each[1] for each in raced]), loss.mean(), loss.std(ddof=1) / math.sqrt(seeds)
