@@ -1,6 +1,7 @@
 """Real tiny checkpoints, made once a session."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import transformers
 
 import tiny
 
+# Whoever runs tests in the background may have Ctrl-C ignored, and all their children with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 

@@ -284,3 +284,5 @@ def with_children_ended(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    if process.stderr is not None:
+        process.stderr.close()

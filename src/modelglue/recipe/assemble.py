@@ -102,7 +102,7 @@ def _fates(
                 family=choice.number - 1,
                 fate=fate,
                 reason=reason,
-                search=alone[name].by_task(),
+                search=alone[name].by_task() if name in alone else {},
             )
     return [fates[name] for name in session.config.names]
 

@@ -157,11 +157,14 @@ def contestants(
 ) -> list[Contestant]:
     """The rows of the final table: singles, uniform merges, heuristics, mixtures, glued model."""
     rows = []
-    everything = mergeable_groups(session.inputs.models)[0]
+    # Who cannot be scored alone spoils every merge.
+    alive = {name for choice in choices for name in choice.singles}
+    groups = mergeable_groups({n: m for n, m in session.inputs.models.items() if n in alive})
+    everything = groups[0]
     if _mergeable(session, everything):
         rows.append(_uniform("uniform merge of everything", everything, everything))
     for choice in choices:
-        group = choice.members
+        group = tuple(name for name in choice.members if name in alive)
         rows += [Contestant(name, "single", group, {name: 1.0}) for name in choice.singles]
         if len(group) > 1:
             which = f" {choice.number}" if sum(len(c.members) > 1 for c in choices) > 1 else ""
