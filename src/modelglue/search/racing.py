@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from modelglue.evaluate.scores import Scores, TaskScores
+from modelglue.evaluate.scores import Scores, TaskScores, joined
 from modelglue.evaluate.statistics import Lead, looks_boundary, paired_lead, shrunken
 from modelglue.search.problem import Coefficients, Objective, Trial, canonical
 
@@ -106,7 +106,7 @@ class _Lane:
         if trial.scores is None:
             self.failure = trial.failure or "it could not be scored"
         else:
-            self.seen.append(_joined([*self.seen[-1:], trial.scores]))
+            self.seen.append(joined([*self.seen[-1:], trial.scores]))
 
     @property
     def runs(self) -> bool:
@@ -218,28 +218,6 @@ def _average(several: Sequence[Scores]) -> Scores:
         values = tuple(math.fsum(column) / len(several) for column in zip(*columns, strict=True))
         tasks.append(TaskScores(first.task, first.items, values, first.groups))
     return Scores(tuple(tasks))
-
-
-def _joined(parts: Sequence[Scores]) -> Scores:
-    """Scores on several blocks as one; items in the order in which they came."""
-    columns: dict[str, list[TaskScores]] = {}
-    for part in parts:
-        for task in part.tasks:
-            columns.setdefault(task.task, []).append(task)
-    return Scores(tuple(_together(tasks) for tasks in columns.values()))
-
-
-def _together(tasks: Sequence[TaskScores]) -> TaskScores:
-    return TaskScores(
-        task=tasks[0].task,
-        items=tuple(item for task in tasks for item in task.items),
-        values=tuple(value for task in tasks for value in task.values),
-        groups=tuple(group for task in tasks for group in task.groups),
-        metrics={
-            name: tuple(number for task in tasks for number in task.metrics[name])
-            for name in tasks[0].metrics
-        },
-    )
 
 
 def _part(scores: Scores, like: Scores) -> Scores | None:
