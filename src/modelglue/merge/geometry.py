@@ -33,9 +33,9 @@ def cosines(gram: np.ndarray) -> np.ndarray:
     """Cosines: [..., n, n]; 0 with a vector of length 0, which has no direction."""
     length = norms(gram)
     product = length[..., :, None] * length[..., None, :]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine: np.ndarray = np.clip(np.where(product == 0, 0.0, gram / product), -1, 1)
-    return cosine
+    cosine = gram / np.where(product == 0, np.inf, product)
+    within: np.ndarray = np.minimum(np.maximum(cosine, -1), 1)
+    return within
 
 
 def parallel(gram: np.ndarray) -> np.ndarray:
@@ -58,9 +58,9 @@ def great_circle(gram: np.ndarray, t: float, *, linear_if: np.ndarray) -> np.nda
     """
     # A vector of length 0 spans no great circle.
     straight = linear_if | (norms(gram) == 0).any(axis=-1)
-    angle = np.where(straight, np.pi / 2, np.arccos(cosines(gram)[..., 0, 1]))
-    share = np.stack([np.full_like(angle, 1 - t), np.full_like(angle, t)], axis=-1)
-    arc = np.sin(share * angle[..., None]) / np.sin(angle)[..., None]
+    angle = np.where(straight, np.pi / 2, np.arccos(cosines(gram)[..., 0, 1]))[..., None]
+    share = np.array([1 - t, t])
+    arc = np.sin(share * angle) / np.sin(angle)
     coefficients: np.ndarray = np.where(straight[..., None], share, arc)
     # NaN compares as unequal to everything: what is not finite must not turn into a straight line.
     return np.where(np.isfinite(gram).all(axis=(-2, -1))[..., None], coefficients, np.nan)

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ Progress = Callable[[int, int], None]
 
 _COPY = 4 << 20
 _TINY = 1 << 12
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -156,34 +158,48 @@ class _Work:
     """Held for what is mostly Python: two threads at it would only wait for each other's GIL."""
 
     def jobs(self, tensors: list[TensorPlan]) -> list[Job]:
-        """One a tensor; where the method measures, the largest first, so that none ends alone."""
+        """One a tensor, or a run of tiny ones.
+
+        Where the method measures, the largest come first, so that none ends alone.
+        """
         if any(METHODS[tensor.method].reach(tensor.parameters) != "chunk" for tensor in tensors):
             tensors = sorted(tensors, key=lambda tensor: -tensor.numel)
-        return [self._start(tensor) for tensor in tensors]
+        found: list[Job] = []
+        for tiny, run in groupby(tensors, lambda tensor: tensor.numel <= min(_TINY, CHUNK)):
+            if tiny:
+                while some := list(islice(run, _TOGETHER)):
+                    found.append(self._tiny(some))
+            else:
+                found += [self._one(tensor) for tensor in run]
+        return found
 
-    def _start(self, tensor: TensorPlan) -> Job:
+    def _tiny(self, tensors: Sequence[TensorPlan]) -> Job:
         def start(workspace: Workspace) -> list[Job]:
-            if tensor.numel > _TINY:
-                return begin(workspace)
             with self.tiny:
-                return begin(workspace)
-
-        def begin(workspace: Workspace) -> list[Job]:
-            if tensor.copied:
-                self._copy(tensor)
-                return []
-            measured, offset = self.measured.get(tensor.name, (None, 0))
-            reader = TensorReader(self.plan, tensor, workspace, offset=offset)
-            method = METHODS[tensor.method]
-            if tensor.name not in self.measured:
-                measured = method.first_pass(reader, tensor.parameters)
-            if tensor.numel > CHUNK:
-                return [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
-            for chunk in reader.ranges:
-                self._merge(reader, tensor, measured, chunk, workspace)
+                for tensor in tensors:
+                    self._begin(tensor, workspace)
             return []
 
-        return Job(start, tensor.numel if tensor.copied or tensor.numel <= CHUNK else 0)
+        return Job(start, sum(tensor.numel for tensor in tensors))
+
+    def _one(self, tensor: TensorPlan) -> Job:
+        in_jobs = tensor.numel > CHUNK and not tensor.copied
+        return Job(lambda workspace: self._begin(tensor, workspace), 0 if in_jobs else tensor.numel)
+
+    def _begin(self, tensor: TensorPlan, workspace: Workspace) -> list[Job]:
+        """The tensor's first pass, and of no more than a chunk the second; else jobs for that."""
+        if tensor.copied:
+            self._copy(tensor)
+            return []
+        measured, offset = self.measured.get(tensor.name, (None, 0))
+        reader = TensorReader(self.plan, tensor, workspace, offset=offset)
+        if tensor.name not in self.measured:
+            measured = METHODS[tensor.method].first_pass(reader, tensor.parameters)
+        if tensor.numel > CHUNK:
+            return [self._chunk(tensor, measured, offset, chunk) for chunk in reader.ranges]
+        for chunk in reader.ranges:
+            self._merge(reader, tensor, measured, chunk, workspace)
+        return []
 
     def _chunk(
         self, tensor: TensorPlan, measured: object, offset: int, chunk: tuple[int, int]

@@ -52,8 +52,7 @@ def gram(whole: Whole, *, of: Of) -> np.ndarray:
     """
     parts = whole.map(lambda chunk: backend(chunk).gram(chunk, of))
     side = whole.n + (of == "all")
-    total: np.ndarray = np.stack([np.zeros((side, side)), *parts]).sum(axis=0)
-    return total
+    return sum(parts, np.zeros((side, side)))
 
 
 def row_grams(chunk: Chunk, *, of: Of) -> np.ndarray:

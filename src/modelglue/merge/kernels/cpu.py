@@ -38,8 +38,7 @@ def _grams(chunk: Chunk, of: str, *, width: int) -> np.ndarray:
     out = np.zeros((k // width, side, side))
     base = chunk.base if chunk.base is not None else chunk.models[0]
     loops.grams(chunk.models, base, of == "deltas", width, 0, out)
-    # The loops fill the lower triangle.
-    return out + np.tril(out, -1).transpose(0, 2, 1)
+    return out
 
 
 def task_vector_sum(

@@ -149,6 +149,10 @@ def grams(models, base, minus_base, width, first, out):
             if a % 2 == 0:
                 out[row, a, a] += _dot(f[a, : e - s], f[a, : e - s])
         s = e
+    for row in range(out.shape[0]):
+        for a in range(m):
+            for b in range(a):
+                out[row, b, a] = out[row, a, b]
 
 
 @compiled

@@ -9,11 +9,18 @@ from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
 
+def _mean_of_pairs(cosine: np.ndarray) -> np.ndarray:
+    """[m] of [m, n, n]."""
+    n = cosine.shape[-1]
+    pairs = np.tri(n, k=-1)
+    mean: np.ndarray = (cosine * pairs).sum(axis=(-2, -1)) / pairs.sum()
+    return mean
+
+
 def _shares(products: np.ndarray) -> np.ndarray:
     """What each of n models and the base counts: [m, n + 1], of dot products [m, n, n]."""
     n = products.shape[-1]
-    pairs = np.triu_indices(n, 1)
-    cosine = cosines(products)[:, pairs[0], pairs[1]].mean(axis=1)
+    cosine = _mean_of_pairs(cosines(products))
     total = 1 + (n - 1) * cosine
     singular = abs(total) <= n * OPPOSITE
     t = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
