@@ -64,11 +64,18 @@ def main() -> None:
             name = zoo.name if arguments.what != "nothing" else str(seed)
             if name not in found:
                 found[name] = measure(zoo)
-                write_json(kept, results)
+                _keep(kept, arguments.what, name, found[name])
             print(f"{arguments.what}, {name}: done", flush=True)
     for what in results if arguments.what == "show" else [arguments.what]:
         print(f"\n{what}\n")
         PRINTS[what](results[what])
+
+
+def _keep(path: Path, what: str, name: str, figures: Figures) -> None:
+    """Beside what stands, and what another process may have added in the meantime."""
+    results: dict[str, dict[str, Figures]] = read_json(path) if path.exists() else {}
+    results.setdefault(what, {})[name] = figures
+    write_json(path, results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -168,7 +175,10 @@ def table(zoo: Zoo) -> Figures:
         rows[key] = zoo.row(result.coefficients, rival, choice=choice, result=result)
     for start in ("heuristic_average", "heuristic_coefficient"):
         key = f"{start} → evolution"
-        choice = zoo.searched(key, [{**EVOLUTION, "warm_start": start}])
+        spent = next(each.trials for each in heuristics.searches if each.strategy == start)
+        # The heuristic's own trials come on top; the table counts them.
+        options = {**EVOLUTION, "warm_start": start, "trials": TRIALS + spent}
+        choice = zoo.searched(key, [options])
         (result,) = choice.searches
         rows[key] = zoo.row(result.coefficients, rival, choice=choice, result=result)
     return rows

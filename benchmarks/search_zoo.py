@@ -9,7 +9,7 @@ from typing import Any
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval, paired_difference
 from modelglue.evaluate.threads import threads_for
-from modelglue.journal import Journal, read_json
+from modelglue.journal import Journal
 from modelglue.minizoo.zoo import train_zoo
 from modelglue.recipe.config import RecipeConfig, parse_recipe
 from modelglue.recipe.family import FamilyChoice
@@ -61,11 +61,12 @@ class Zoo:
         self, run: str, strategies: Sequence[Any], *, merge: Mapping[str, Any] | None = None
     ) -> FamilyChoice:
         """What the strategies come to in the largest family."""
-        config = self.config(run, strategies, merge)
-        manifest = config.output / "stages" / "search-1" / "manifest.json"
-        if not manifest.exists():
-            search_families(config)
-        return FamilyChoice.from_json(read_json(manifest))
+        return search_families(self.config(run, strategies, merge)).choices[0]
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """The largest family."""
+        return self.searched("family", ["heuristic_average"]).members
 
     def trials_to(self, run: str, score: float) -> int | None:
         """After how many different candidates a run had one with that score on all search items."""
@@ -93,8 +94,7 @@ class Zoo:
             config = self.config("report", merge=merge)
             with open_inputs(config) as inputs, threads_for(0):
                 families = Families(config, inputs, self.path / "adapters", config.names)
-                members = self.searched("heuristics", ["heuristic_average"]).members
-                family = families.of(members)
+                family = families.of(self.members)
                 scores = family.score(candidate, inputs.tasks, "report", inputs.sandbox)
             journal.append({"key": key, "scores": scores.to_json()})
         return scores

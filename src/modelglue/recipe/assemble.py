@@ -69,7 +69,7 @@ def assemble(
         ),
         acceptance=acceptance_tests([*choices, *(c for c in chosen if c not in choices)]),
         table=tuple(_table(results)),
-        notes=session.notes,
+        notes=(*session.notes, *_unscored([*choices, *(c for c in chosen if c not in choices)])),
         inputs=tuple(
             InputInfo(name, model.fingerprint()) for name, model in session.inputs.models.items()
         ),
@@ -79,6 +79,16 @@ def assemble(
         },
         command=command,
     )
+
+
+def _unscored(choices: Sequence[FamilyChoice]) -> list[str]:
+    """What a search found or asked for, and could not score; models are among the fates."""
+    return [
+        f"{name} cannot be scored: {reason}"
+        for choice in choices
+        for name, reason in choice.failed.items()
+        if name not in choice.members
+    ]
 
 
 def _fates(

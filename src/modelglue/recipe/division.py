@@ -72,6 +72,19 @@ def divide(tasks: Sequence[Task], share: float) -> Division:
     return Division(propose, accept)
 
 
+def accepting_groups(tasks: Sequence[Task], division: Division) -> int:
+    """How many groups of these tasks' items accept."""
+    return sum(
+        len({task.items("search")[index].group for index in division.accept.get(task.name, ())})
+        for task in tasks
+    )
+
+
+def least_p(groups: int) -> float:
+    """The smallest p-value that a sign-flip test by so many groups can come to."""
+    return math.ldexp(1.0, -groups)
+
+
 def _indices(groups: Mapping[str, list[int]], names: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(index for name in names for index in groups[name]))
 

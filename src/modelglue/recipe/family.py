@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelglue.errors import EvaluationError
+from modelglue.errors import ConfigError, EvaluationError
 from modelglue.evaluate.scores import Scores, joined
 from modelglue.evaluate.task import Task
 from modelglue.merge.engine.stream import execute
-from modelglue.recipe.division import Division
+from modelglue.recipe.division import Division, accepting_groups, least_p
 from modelglue.recipe.estimate import trials_at_most
 from modelglue.recipe.session import Session
 from modelglue.recipe.workers import ACCEPT, blocks_of, parts_of
@@ -32,13 +32,15 @@ class FamilyChoice:
         members: the family's models, in the recipe's order.
         tasks: those whose mean was the score.
         singles: each model's own scores on all search items of these tasks.
-        failed: models that could not be scored, with the reason; they cannot be chosen.
+        failed: what could not be scored, with the reason: models, merges that were found, the base.
+            None of these can be chosen.
         searches: one result a strategy; empty for a family of one.
-        found: the strategy with the best result (the earlier one, if two are equally good); None
-            for a family of one.
-        verdict: of the test that the best result was put to; None if there was none, as it was a
+        found: the strategy with the best result that can be scored (the earlier one, if two are
+            equally good); None for a family of one.
+        verdict: of the test that this result was put to; None if there was none, as it was a
             single model, or no items are set aside.
         scores: the chosen model's, on all search items of these tasks.
+        proposing: the same on those alone that the strategies saw.
         coefficients: the chosen model.
     """
 
@@ -51,6 +53,7 @@ class FamilyChoice:
     found: str | None
     verdict: Verdict | None
     scores: Scores
+    proposing: Scores
     coefficients: dict[str, float]
 
     @property
@@ -80,6 +83,7 @@ class FamilyChoice:
             "found": self.found,
             "verdict": self.verdict and self.verdict.to_json(),
             "scores": self.scores.to_json(),
+            "proposing": self.proposing.to_json(),
             "coefficients": self.coefficients,
         }
 
@@ -96,6 +100,7 @@ class FamilyChoice:
             found=value["found"],
             verdict=value["verdict"] and Verdict.from_json(value["verdict"]),
             scores=Scores.from_json(value["scores"]),
+            proposing=Scores.from_json(value["proposing"]),
             coefficients=value["coefficients"],
         )
 
@@ -115,8 +120,19 @@ def looks_of(families: Sequence[tuple[str, ...]]) -> int:
 def choose_in_family(
     session: Session, number: int, members: tuple[str, ...], *, looks: int
 ) -> FamilyChoice:
-    """Run every strategy in one family; every trial is journalled, none is made twice."""
+    """Run every strategy in one family; every trial is journalled, none is made twice.
+
+    Raises:
+        ConfigError: so few items accept that no merge could; nothing was scored.
+    """
     tasks = tuple(task.name for task in session.inputs.tasks)
+    if len(members) > 1 and not _testable(session, tasks, looks=looks):
+        level = session.config.search.level
+        raise ConfigError(
+            f"search.validation: too few groups of items are set aside for any merge to pass a "
+            f"test at level {level:g} / {looks}: add search items, raise search.level, or set "
+            "search.validation to 0 to believe every gain"
+        )
     return _choose(session, f"search-{number}", number, members, tasks, looks=looks)
 
 
@@ -127,15 +143,16 @@ def choose_for_tasks(
 
     A model that earned its weight at a task which another expert answers is dead weight here, and
     dilutes the rest. The same strategies run again, on the same journalled trials and those that
-    they lack, with the mean over these tasks as their score. Where what they find is not accepted,
-    the better of the choice that stands and the best single model at these tasks is kept. (The
-    paper has no such step.)
+    they lack, with the mean over these tasks as their score. (The paper has no such step.)
 
     Args:
-        leads: the tasks; where they are all tasks, or none, or the family has one model, the
-            choice stays as it is.
+        leads: the tasks, chosen without a look at the items that accept. Where they are all tasks,
+            or none, or have too few items for a test, or the family has one model, the choice
+            stays as it is.
     """
     if len(choice.members) == 1 or not leads or set(leads) == set(choice.tasks):
+        return choice
+    if not _testable(session, leads, looks=looks):
         return choice
     number = choice.number
     return _choose(
@@ -146,8 +163,14 @@ def choose_for_tasks(
         leads,
         looks=looks,
         earlier=(f"search-{number}",),
-        standing=choice.coefficients,
     )
+
+
+def _testable(session: Session, names: tuple[str, ...], *, looks: int) -> bool:
+    """Whether a merge could pass the test at these tasks; always, where none is asked for."""
+    tasks = [task for task in session.inputs.tasks if task.name in names]
+    groups = accepting_groups(tasks, session.inputs.division)
+    return not groups or least_p(groups) <= session.config.search.level / looks
 
 
 def _choose(
@@ -159,7 +182,6 @@ def _choose(
     *,
     looks: int,
     earlier: tuple[str, ...] = (),
-    standing: Mapping[str, float] | None = None,
 ) -> FamilyChoice:
     def work(folder: Path) -> dict[str, Any]:
         tasks = [task for task in session.inputs.tasks if task.name in names]
@@ -181,9 +203,7 @@ def _choose(
             accept = None
             if division.accept:
                 accept = _accepting(session, executor, stage, tasks, division, earlier)
-            family = _Search(
-                session, stage, number, members, names, propose, accept, looks, standing
-            )
+            family = _Search(session, stage, number, members, names, propose, accept, looks)
             return family.run().to_json()
 
     return FamilyChoice.from_json(session.run.stage(stage, work))
@@ -233,7 +253,6 @@ class _Search:
         propose: scores on the items that the strategies see.
         accept: on those that they don't; None if there are none.
         looks: how many merges the run puts to the test on these items.
-        standing: what was chosen for more tasks than these; None if nothing was.
     """
 
     session: Session
@@ -244,43 +263,51 @@ class _Search:
     propose: JournalledObjective
     accept: JournalledObjective | None
     looks: int
-    standing: Mapping[str, float] | None
 
     def run(self) -> FamilyChoice:
         """Propose, then accept or refuse."""
-        trials = dict(
-            zip(self.members, self.propose.many([{m: 1.0} for m in self.members]), strict=True)
-        )
-        failed = {name: trial.failure for name, trial in trials.items() if trial.failure}
-        alive = tuple(name for name in self.members if name not in failed)
-        if not alive:
+        failed: dict[str, str] = {}
+        singles = self._singles(failed)
+        if not singles:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise EvaluationError(f"no model of the family can be scored: {reasons}")
-        best = max(alive, key=lambda name: trials[name].mean)
-        found, verdict, chosen = None, None, {best: 1.0}
-        results: tuple[SearchResult, ...] = ()
-        if len(alive) > 1:
-            results = self._results(alive)
-            first = max(results, key=lambda result: result.score)
-            found = first.strategy
-            proposed = self.session.config.merge.canonical(first.coefficients)
-            verdict = self._verdict(proposed, best)
+        best_first = sorted(singles, key=lambda name: -singles[name].mean)
+        results = self._results(tuple(singles)) if len(singles) > 1 else ()
+        chosen, found, verdict = {best_first[0]: 1.0}, None, None
+        for result in sorted(results, key=lambda result: -result.score):
+            proposed = self.session.config.merge.canonical(result.coefficients)
+            trial = self._trial(proposed)
+            if trial.failure is not None:
+                failed[recipe_of(proposed)] = trial.failure
+                continue
+            found = result.strategy
+            verdict = self._verdict(proposed, best_first, failed)
             if verdict is None or verdict.accepted:
                 chosen = proposed
-            elif self.standing is not None:
-                chosen = max(chosen, dict(self.standing), key=lambda c: self._scores(c).mean)
+            break
         return FamilyChoice(
             self.number,
             self.members,
             self.tasks,
-            {name: self._scores({name: 1.0}) for name in alive},
+            singles,
             failed,
             results,
             found,
             verdict,
-            self._scores(chosen),
+            _of(self._trial(chosen)),
+            _of(self.propose(chosen)),
             chosen,
         )
+
+    def _singles(self, failed: dict[str, str]) -> dict[str, Scores]:
+        """Each model's scores on all search items; who cannot be scored goes to `failed`."""
+        every = [{name: 1.0} for name in self.members]
+        for objective in (self.propose, self.accept):
+            if objective is not None:
+                trials = zip(self.members, objective.many(every), strict=True)
+                failed.update({n: trial.failure for n, trial in trials if trial.failure})
+        alive = (name for name in self.members if name not in failed)
+        return {name: _of(self._trial({name: 1.0})) for name in alive}
 
     def _results(self, names: tuple[str, ...]) -> tuple[SearchResult, ...]:
         """One a strategy; later ones may start from what earlier ones found."""
@@ -308,42 +335,44 @@ class _Search:
             results[one.name] = replace(search(one.strategy, problem), strategy=one.name)
         return tuple(results.values())
 
-    def _verdict(self, proposed: Mapping[str, float], best: str) -> Verdict | None:
-        """Of the paired test against the best single model and the base, on unseen items."""
+    def _verdict(
+        self, proposed: Mapping[str, float], singles: Sequence[str], failed: dict[str, str]
+    ) -> Verdict | None:
+        """Of the paired tests against every single model and the base, on unseen items.
+
+        Which single model is the best is not known, only which looks so on these items: a merge
+        is to beat them all.
+        """
         if self.accept is None or _single(proposed) is not None:
             return None
-        trial = self.accept(proposed)
-        if trial.scores is None:
-            raise EvaluationError(f"the merge that was found cannot be scored: {trial.failure}")
+        rivals = {name: _of(self.accept({name: 1.0})) for name in singles}
+        base = self.session.base_in(self.members)
+        if base is not None and base not in (*rivals, *failed):
+            try:
+                rivals[base] = self._base_scores()
+            except EvaluationError as error:
+                failed[base] = str(error)
         return judge(
-            trial.scores,
-            self._rivals(best),
+            _of(self.accept(proposed)),
+            rivals,
             level=self.session.config.search.level,
             looks=self.looks,
             tried=len(self.propose),
         )
 
-    def _rivals(self, best: str) -> dict[str, Scores]:
-        """The best single model, and the base if there is one that fits."""
-        rivals = {best: self._accepted({best: 1.0})}
-        base = self.session.base_in(self.members)
-        if base in self.members and base not in rivals:
-            rivals[base] = self._accepted({base: 1.0})
-        elif base is not None and base not in rivals:
-            tasks = [task for task in self.session.inputs.tasks if task.name in self.tasks]
-            accept = self.session.inputs.division.of(self.tasks).accept
-            rivals[base] = self.session.base_scores(self.members, tasks, accept)
-        return rivals
+    def _base_scores(self) -> Scores:
+        tasks = [task for task in self.session.inputs.tasks if task.name in self.tasks]
+        accept = self.session.inputs.division.of(self.tasks).accept
+        return self.session.base_scores(self.members, tasks, accept)
 
-    def _accepted(self, coefficients: Mapping[str, float]) -> Scores:
-        if self.accept is None:
-            raise ValueError("no items accept")
-        return _of(self.accept(coefficients))
-
-    def _scores(self, coefficients: Mapping[str, float]) -> Scores:
+    def _trial(self, coefficients: Mapping[str, float]) -> Trial:
         """On all search items, those that propose and those that accept."""
-        scores = _of(self.propose(coefficients))
-        return scores if self.accept is None else joined([scores, self._accepted(coefficients)])
+        trials = [self.propose(coefficients)]
+        if self.accept is not None and trials[0].failure is None:
+            trials.append(self.accept(coefficients))
+        if trials[-1].failure is not None:
+            return trials[-1]
+        return Trial(joined([_of(trial) for trial in trials]))
 
 
 class _Canonical:

@@ -87,7 +87,7 @@ def glue(
             for number, members in enumerate(families, start=1)
         ]
         asked_for = [c.label for c in choices if choose.given_prompts(session, c.members)]
-        leads = choose.choose_team({c.label: c.scores for c in choices}, asked_for).leads
+        leads = choose.choose_team({c.label: c.proposing for c in choices}, asked_for).leads
         chosen = [
             choose_for_tasks(session, choice, leads[choice.label], looks=looks)
             for choice in choices
