@@ -12,7 +12,7 @@ from modelglue.evaluate.threads import threads_for
 from modelglue.journal import Journal
 from modelglue.minizoo.zoo import train_zoo
 from modelglue.recipe.config import RecipeConfig, parse_recipe
-from modelglue.recipe.family import FamilyChoice
+from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.search import search_families
 from modelglue.recipe.workers import Families

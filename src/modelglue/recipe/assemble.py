@@ -9,7 +9,7 @@ import modelglue
 from modelglue.evaluate.statistics import paired_difference
 from modelglue.recipe.choose import Team
 from modelglue.recipe.contest import Result, best_single, oracle
-from modelglue.recipe.family import FamilyChoice
+from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.session import Session
 from modelglue.report.data import (
     AcceptanceTest,

@@ -16,12 +16,12 @@ from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.contest import Contestant
 from modelglue.recipe.estimate import mergeable_groups
 from modelglue.recipe.family import (
-    FamilyChoice,
     choose_for_tasks,
     choose_in_family,
     looks_of,
     write_merge,
 )
+from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session

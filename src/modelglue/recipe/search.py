@@ -6,7 +6,8 @@ from modelglue.evaluate.threads import threads_for
 from modelglue.recipe.assemble import acceptance_tests, search_paths
 from modelglue.recipe.choose import find_families
 from modelglue.recipe.config import RecipeConfig
-from modelglue.recipe.family import FamilyChoice, choose_in_family, looks_of
+from modelglue.recipe.family import choose_in_family, looks_of
+from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.glue import ordered_families
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.rundir import RunDirectory
