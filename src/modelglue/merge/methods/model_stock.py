@@ -9,22 +9,19 @@ from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
 
-def _mean_of_pairs(cosine: np.ndarray) -> np.ndarray:
-    """[m] of [m, n, n]."""
-    n = cosine.shape[-1]
-    pairs = np.tri(n, k=-1)
-    mean: np.ndarray = (cosine * pairs).sum(axis=(-2, -1)) / pairs.sum()
-    return mean
-
-
 def _shares(products: np.ndarray) -> np.ndarray:
     """What each of n models and the base counts: [m, n + 1], of dot products [m, n, n]."""
     n = products.shape[-1]
-    cosine = _mean_of_pairs(cosines(products))
+    pairs = cosines(products)
+    diagonal = np.trace(pairs, axis1=-2, axis2=-1)
+    cosine = (pairs.sum(axis=(-2, -1)) - diagonal) / (n * (n - 1))
     total = 1 + (n - 1) * cosine
-    singular = abs(total) <= n * OPPOSITE
-    t = np.where(singular, 0, n * cosine / np.where(singular, 1, total))
-    return np.stack([*[t / n] * n, 1 - t], axis=-1)
+    regular = ~(abs(total) <= n * OPPOSITE)
+    t = np.divide(n * cosine, total, where=regular, out=np.zeros_like(total))
+    shares = np.empty((len(t), n + 1))
+    shares[:, :n] = (t / n)[:, None]
+    shares[:, n] = 1 - t
+    return shares
 
 
 def _measure(whole: Whole, /) -> np.ndarray:
