@@ -196,6 +196,33 @@ def _cut_at(t, limit, above):
 
 
 @compiled
+def _trim(x, base, bits, last, w, t, elected):
+    """What of w · (x − base) is above the cut → t, 0 for the rest; added to elected.
+
+    The same as `_task_vector`, `_cut` and `_weigh` in one loop.
+    """
+    limit = np.int32(min(bits, MAGNITUDE))
+    ties = min(max(last + 1, 0), t.shape[0])
+    bad = _trim_at(
+        x[:ties], base[:ties], np.int32(limit - np.int32(1)), w, t[:ties], elected[:ties]
+    )
+    return bad + _trim_at(x[ties:], base[ties:], limit, w, t[ties:], elected[ties:])
+
+
+@compiled
+def _trim_at(x, base, limit, w, t, elected):
+    bad = np.uint32(0)
+    for j in range(t.shape[0]):
+        delta = number(x[j]) - number(base[j])
+        magnitude = np.uint32(as_bits(delta) & MAGNITUDE)
+        kept = w * delta if np.int32(magnitude) > limit else ZERO
+        t[j] = kept
+        elected[j] += kept
+        bad += np.uint32(magnitude >= INFINITE)
+    return bad
+
+
+@compiled
 def _bits(counter, key, twist):
     """The random bits of one counter; see `random`."""
     h = np.uint32(np.uint32(counter * _STEP) + key)
@@ -253,10 +280,10 @@ def _add_and_count_agreeing(t, elected, w, out, divisor):
 
 
 @quotient
-def _divide(out, divisor, least):
+def _finish_divided(base, scale, divisor, least, out):
     for j in range(out.shape[0]):
         d = divisor[j]
-        out[j] /= np.float32(1) if np.abs(d) <= least else d
+        out[j] = number(base[j]) + scale * (out[j] / (np.float32(1) if np.abs(d) <= least else d))
 
 
 @compiled
@@ -303,6 +330,7 @@ def task_vector_sum(
     drop_bits, drop_last = drop
     keys, twists, limits = draws
     everything = consensus == 0 and not keep_bits.size and not drop_bits.size and not keys.size
+    trimmed = consensus != 2 and keep_bits.size and not drop_bits.size and not keys.size
     t = np.empty((n, BLOCK), np.float32)
     elected = np.empty(BLOCK, np.float32)
     counted = np.empty(BLOCK, np.float32)
@@ -317,6 +345,10 @@ def task_vector_sum(
                 bad += _add_task_vector(models[i, s : s + m], b, factors[i], elected[:m])
                 continue
             ti = t[i, :m]
+            if trimmed:
+                x, bits, last = models[i, s : s + m], keep_bits[i], keep_last[i] - start - s
+                bad += _trim(x, b, bits, last, factors[i], ti, elected[:m])
+                continue
             bad += _task_vector(models[i, s : s + m], b, ti)
             if keep_bits.shape[0]:
                 _cut(ti, keep_bits[i], keep_last[i] - start - s, True)
@@ -344,9 +376,10 @@ def task_vector_sum(
                     _add_and_count_agreeing(t[i, :m], elected[:m], weights[i], o, counted[:m])
                 else:
                     _add_agreeing(t[i, :m], elected[:m], o)
-            if divisor != ZERO:
-                _divide(o, counted[:m], least)
-        _finish(b, scale, o)
+        if consensus != 0 and divisor != ZERO:
+            _finish_divided(b, scale, counted[:m], least, o)
+        else:
+            _finish(b, scale, o)
         if bad:
             for i in range(n):
                 _task_vector(models[i, s : s + m], b, t[i, :m])
