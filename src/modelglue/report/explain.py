@@ -7,6 +7,10 @@ RESULT = (
     "95 % intervals from resampling the same items for both. An interval that crosses the zero "
     "line leaves the sign open."
 )
+INTERVALS = (
+    "Each interval is of one comparison and is not corrected for the number of rows. The best "
+    "single model is the one that scores highest here, which nobody could know beforehand."
+)
 TABLE = (
     "Scores out of 100 on report items, which no choice of a merge or a router was based on. The "
     "oracle answers each task with whichever single model is best there, which nobody can know "
@@ -34,13 +38,19 @@ EVOLUTION = (
     "candidate that is stopped early counts with an estimate, which may lie above the best so far "
     "on all items."
 )
+SELECTED = (
+    "The score of a search is that of the best of its trials, on the very items that it was chosen "
+    "by: some of it is luck, and its interval is not corrected for that choice."
+)
 ACCEPTED = "Which merges were accepted"
 ACCEPTANCE = (
     "Who looks at many candidates finds one that is lucky on its items. The best of each search "
     "was therefore tested once more, on items that no search had seen: a merge is accepted only "
     "if a paired test finds it better than each rival, and otherwise the best single model stays. "
-    "Differences are in points with their intervals; p is the chance of one at least this large "
-    "for a merge that is no better."
+    "Differences are in points; p is the chance of one at least this large for a merge that is no "
+    "better. An interval lies above 0 where the test says that the merge is better, and only "
+    "there: both are corrected for the number of merges tested on these items. The candidates "
+    "tried before need no correction here, as none of them was scored on these items."
 )
 ROUTING = (
     "How many report items of each task the router sent to each expert. It sees the prompt alone, "
@@ -56,7 +66,8 @@ def search(report: RunReport) -> str:
     """How the searches of this run went."""
     evolved = any(path.generations for path in report.searches)
     stepped = any(path.steps for path in report.searches)
-    return f"{SEARCH if stepped or not evolved else ''} {EVOLUTION if evolved else ''}".strip()
+    parts = [SEARCH] * (stepped or not evolved) + [EVOLUTION] * evolved
+    return " ".join([*parts, *[SELECTED] * bool(report.searches)])
 
 
 def no_searches(report: RunReport) -> str:
