@@ -1,12 +1,13 @@
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import make_evolved_report
 
-from modelglue.report import generations, words
+from modelglue.report import explain, generations, words
 from modelglue.report.data import SearchGeneration, SearchPath
 from modelglue.report.evolution_figure import evolution
 
@@ -58,6 +59,9 @@ def test_a_search_without_a_step_size_tells_none():
     path = path_of(SearchGeneration(0, 0.5, 0.5, 0.0, 6), SearchGeneration(1, 0.6, 0.6, 0.0, 6))
     assert generations.row(path.generations[0])[3] == words.NONE
     assert "tep size" not in generations.summary(path) + evolution(path)
+    report = replace(make_evolved_report(), searches=(path,))
+    assert explain.search(report).startswith(explain.DATA_FLOW)
+    assert explain.EVOLUTION in explain.search(make_evolved_report())
 
 
 def test_the_summary_adds_up():

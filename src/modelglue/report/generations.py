@@ -91,9 +91,9 @@ def summary(path: SearchPath) -> str:
 
 def step_sizes(path: SearchPath) -> str:
     """The first and the last; nothing for a search without."""
-    first, last = (step_size(path.generations[i].spread) for i in (0, -1))
-    if (first, last) == (words.NONE, words.NONE):
+    if not any(generation.spread for generation in path.generations):
         return ""
+    first, last = (step_size(path.generations[i].spread) for i in (0, -1))
     return first if first == last else f"{first} → {last}"
 
 
