@@ -1,88 +1,244 @@
-"""What a candidate's evaluation costs beside its forward passes."""
+"""What a candidate's evaluation costs beside its forward passes.
 
-import statistics
+An evolution as `glue` runs it: trials journalled with every item's score, the study mirrored for
+Optuna, every candidate another one. Once with all items for all candidates, once raced.
+"""
+
+import copy
+import resource
+import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from modelglue.evaluate.sandbox import Outcome, Program, Sandbox, probe
+from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.threads import threads_for
-from modelglue.recipe.inputs import open_inputs
-from modelglue.recipe.workers import Families
-from search_zoo import Zoo
+from modelglue.journal import Journal
+from modelglue.recipe.config import RecipeConfig
+from modelglue.recipe.inputs import Inputs, open_inputs
+from modelglue.recipe.objective import Family
+from modelglue.recipe.workers import Families, blocks_of, parts_of, scorer
+from modelglue.search.executors.serial import Serial
+from modelglue.search.problem import Problem, Tried, search
+from modelglue.search.study import Study
+from modelglue.search.trials import JournalledObjective
+from search_zoo import TRIALS, Zoo
 
-REPEATS = 5
+WAYS = {"all items": "off", "raced": "on"}
+REPLAYED = 3
 
 
 def overhead(zoo: Zoo) -> dict[str, Any]:
-    """Seconds of CPU of a candidate's evaluation, and of the model's own calls in it.
-
-    Every candidate is another one, as in a search: what is kept from one to the next (tokens,
-    layouts, programs that ran before) is kept here too, and the first two are left out.
-    """
+    """Seconds of a search, on the clock and of processors, by what they went to."""
     members = zoo.searched("heuristics", ["heuristic_average"]).members
     config = zoo.config("overhead")
-    rows: list[dict[str, float]] = []
+    found = {}
     with open_inputs(config) as inputs, threads_for(0):
-        family = Families(config, inputs, zoo.path / "adapters", config.names).of(members)
-        parts = inputs.division.propose
-        for number in range(REPEATS + 2):
-            weights = {name: 1.0 + 0.1 * ((number + i) % 3) for i, name in enumerate(members)}
-            total = sum(weights.values())
-            candidate = {name: weight / total for name, weight in weights.items()}
-            start = time.process_time(), time.perf_counter()
-            model = family.model(candidate)
-            merged = time.process_time() - start[0]
-            calls = _Calls(model.module)
-            by_task = {}
-            for task in inputs.tasks:
-                before = time.process_time(), calls.seconds
-                task.evaluate(model, "search", sandbox=inputs.sandbox, part=parts[task.name])
-                spent = time.process_time() - before[0]
-                by_task[task.name] = spent - (calls.seconds - before[1])
-            calls.stop()
-            rows.append(
-                {
-                    "all": time.process_time() - start[0],
-                    "wall": time.perf_counter() - start[1],
-                    "forward": calls.seconds,
-                    "merge": merged,
-                    **{f"around {name}": seconds for name, seconds in by_task.items()},
-                }
-            )
-    return {key: statistics.median(row[key] for row in rows[2:]) for key in rows[0]}
+        for way, racing in WAYS.items():
+            with tempfile.TemporaryDirectory(dir=zoo.path) as folder:
+                family = Families(config, inputs, zoo.path / "adapters", config.names).of(members)
+                run = _Run(config, inputs, family, members, Path(folder), zoo.seed)
+                found[way] = run.measured(racing)
+    return found
 
 
 def print_overhead(found: Mapping[str, dict[str, Any]]) -> None:
-    for name, one in found.items():
-        around = 1 - one["forward"] / one["all"]
-        print(
-            f"{name}: {one['all']:.3f} CPU s a candidate, {one['forward']:.3f} in the model's own "
-            f"calls: {100 * around:.1f} % around them ({one['wall']:.2f} s on the clock)"
+    for name, ways in found.items():
+        for way, one in ways.items():
+            clock, cpu = one["clock"], one["cpu"]
+            print(
+                f"{name}, {way}: {one['candidates']} candidates, {clock['all']:.3f} s each on the "
+                f"clock; the same batches given to the bare model take "
+                f"{one['bare']:.3f} of the time that is in its calls"
+            )
+            print(f"{'':26}clock  processor")
+            for part in clock:
+                print(f"    {part:20}{clock[part]:7.4f}{cpu[part]:11.4f} s a candidate")
+            for unit, spent in (("clock", clock), ("processor", cpu)):
+                rest = spent["all"] - spent["forward"]
+                programs = spent["programs"]
+                print(
+                    f"    around the forward passes, {unit}: {100 * rest / spent['all']:.1f} %; "
+                    f"without running programs "
+                    f"{100 * (rest - programs) / (spent['all'] - programs):.1f} %"
+                )
+    print(
+        "\nPrograms that bubblewrap ends are not waited for: their processor time is not counted, "
+        "their time on the clock is."
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One search, put together as `recipe.family` does, with a clock at every joint."""
+
+    config: RecipeConfig
+    inputs: Inputs
+    family: Family
+    members: tuple[str, ...]
+    folder: Path
+    seed: int
+
+    def measured(self, racing: str) -> dict[str, Any]:
+        """Seconds a candidate; singles, which are loaded from disk, and what is made once aside."""
+        clock, tasks = _Clock(), self.inputs.tasks
+        propose = self.inputs.division.propose
+        blocks = blocks_of(tasks, propose, self.config.search.blocks)
+        sandbox = Remembering(_Timed(probe(), clock)) if self.inputs.sandbox else None
+        evaluate = scorer(lambda: self.family, tasks, parts_of(tasks, propose, blocks), sandbox)
+        with _Journal(self.folder / "journal.jsonl", clock) as journal:
+            objective = JournalledObjective(Serial(evaluate), journal, scope="s", items=blocks)
+            study = Study(self.folder / "optuna.journal", "s")
+
+            def tell(tried: Sequence[Tried]) -> None:
+                with clock("mirror"):
+                    study.add(tried)
+
+            even = dict.fromkeys(self.members, 1 / len(self.members))
+            known = [*({name: 1.0} for name in self.members), even]
+            objective.many(known)
+            problem = Problem(
+                self.members,
+                objective,
+                self.family.similarity,
+                dials=self.family.dials(),
+                options={"trials": TRIALS + len(known), "racing": racing},
+                seed=self.seed,
+                tell=tell,
+            )
+            module = self.family.model(even).module
+            clock.reset()
+            with _timed_merges(self.family, clock), _timed_calls(module, clock), clock("all"):
+                result = search("evolution", problem)
+            candidates = result.trials - len(known)
+            clock_seconds, cpu = clock.seconds(candidates)
+            return {
+                "candidates": candidates,
+                "clock": clock_seconds,
+                "cpu": cpu,
+                "bare": self._bare(evaluate, module),
+            }
+
+    def _bare(self, evaluate: Callable[..., Any], module: torch.nn.Module) -> float:
+        """Time of the bare model on copies of all batches, in parts of that of its own calls."""
+        draw, clock = np.random.default_rng(self.seed), _Clock()
+        with _timed_copies(module, clock), _timed_calls(module, clock):
+            for _ in range(REPLAYED):
+                weights = draw.dirichlet(np.ones(len(self.members)))
+                evaluate(dict(zip(self.members, weights.tolist(), strict=True)), None)
+        spent, _ = clock.seconds(1)
+        return spent["bare"] / spent["forward"]
+
+
+class _Clock:
+    """Seconds on the clock, and of this process and its children, by what they went to."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, Any] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        self._spent = defaultdict(lambda: np.zeros(2))
+        for part in ("all", "forward", "merge", "programs", "journal", "mirror"):
+            self._spent[part] += 0
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = _now()
+        yield
+        self.add(part, began)
+
+    def add(self, part: str, began: Any) -> None:
+        self._spent[part] += _now() - began
+
+    def seconds(self, number: int) -> tuple[dict[str, float], dict[str, float]]:
+        """On the clock, and of processors; each by so many."""
+        one, other = (
+            {part: float(spent[unit]) / number for part, spent in self._spent.items()}
+            for unit in (0, 1)
         )
-        for key, seconds in one.items():
-            if key == "merge" or key.startswith("around"):
-                print(f"    {key:20}{seconds:8.3f} CPU s")
+        return one, other
 
 
-class _Calls:
-    """CPU seconds inside a module's own forward."""
+def _now() -> Any:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() + children.ru_utime + children.ru_stime
+    return np.array([time.perf_counter(), cpu])
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-        self._hooks = [
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end),
-        ]
 
-    def stop(self) -> None:
-        for hook in self._hooks:
+class _Timed:
+    """A sandbox with a clock."""
+
+    def __init__(self, inner: Sandbox, clock: _Clock) -> None:
+        self._inner, self._clock, self.name = inner, clock, inner.name
+
+    def run(self, programs: Sequence[Program], **how: Any) -> list[Outcome]:
+        with self._clock("programs"):
+            return self._inner.run(programs, **how)
+
+
+class _Journal(Journal):
+    """A journal with a clock."""
+
+    def __init__(self, path: Path, clock: _Clock) -> None:
+        super().__init__(path)
+        self._clock = clock
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        with self._clock("journal"):
+            super().append(record)
+
+
+@contextmanager
+def _timed_merges(family: Family, clock: _Clock) -> Iterator[None]:
+    merge = family.model
+
+    def model(coefficients: Mapping[str, float]) -> Any:
+        with clock("merge"):
+            return merge(coefficients)
+
+    family.model = model  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del family.model
+
+
+@contextmanager
+def _timed_calls(module: torch.nn.Module, clock: _Clock) -> Iterator[None]:
+    """What is spent inside the module's own forward."""
+    began: list[Any] = []
+    hooks = (
+        module.register_forward_pre_hook(lambda *_: began.append(_now())),
+        module.register_forward_hook(lambda *_: clock.add("forward", began.pop())),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
-    def _begin(self, *_: Any) -> None:
-        self._began = time.process_time()
 
-    def _end(self, *_: Any) -> None:
-        self.seconds += time.process_time() - self._began
+@contextmanager
+def _timed_copies(module: torch.nn.Module, clock: _Clock) -> Iterator[None]:
+    """Before each call, the same one with copies of all that is given, caches among it."""
+
+    def again(_: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        arguments, keywords = copy.deepcopy((given, named))
+        with clock("bare"):
+            # The hooks of the module are passed by; those of its parts belong to the batch.
+            module.forward(*arguments, **keywords)
+
+    hook = module.register_forward_pre_hook(again, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -2,9 +2,10 @@
 
 1. Races: 8 candidates about 10 points apart, 3 tasks of 200 items in groups of 4, 8 blocks. Share
    of the item evaluations used, and how often the one that is best on all items was stopped.
-2. Evolutions: CMA-ES, 64 trials, every candidate on all items against racing, alone, with stages,
-   and with curves for half of the items. Share of the item evaluations used; what is lost on 6,000
-   items that no search saw.
+2. Evolutions: the strategy of that name, 64 candidates drawn beside the singles and the even
+   mixture; every candidate on all items against racing, alone, with stages, and with curves for
+   half of the items. Share of the item evaluations used; what is lost on 6,000 items that no search
+   saw.
 3. Estimates from a fifth of the items: root mean square error with curves and without.
 4. Acceptance at 3 × 100 items: how often a merge is accepted that is no better, and one that is.
 

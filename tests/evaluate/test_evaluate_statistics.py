@@ -12,6 +12,7 @@ from modelglue.evaluate.statistics import (
     Lead,
     looks_boundary,
     mean_interval,
+    paired_comparison,
     paired_difference,
     paired_lead,
     paired_test,
@@ -127,6 +128,47 @@ def test_the_test_rejects_a_true_null_as_often_as_it_says() -> None:
         draws = (generator.random((2, 40)) < 0.5).astype(float)
         rejected += paired_test(scores_of(draws[0]), scores_of(draws[1]), resamples=300) <= 0.05
     assert rejected / 300 <= 0.09
+
+
+def drawn(seed: int, gain: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Two models at two tasks of 12 and 10 items; few different scores, so that ties are many."""
+    draw = np.random.default_rng(seed).random
+    sizes = (12, 10)
+    return [(draw(n) + gain).round(1) for n in sizes], [draw(n).round(1) for n in sizes]
+
+
+@pytest.mark.parametrize("level", [0.01, 0.05, 0.3])
+def test_the_interval_of_a_comparison_is_above_zero_where_its_test_says_better(
+    level: float,
+) -> None:
+    accepted = 0
+    for seed in range(40):
+        mine, theirs = drawn(seed, 0.03 * (seed % 10))
+        a, b = scores_of(*mine, groups=5), scores_of(*theirs, groups=5)
+        interval, p = paired_comparison(a, b, level=level, resamples=300)
+        assert p == paired_test(a, b, resamples=300)
+        assert (interval.low > 0) == (p <= level)
+        accepted += p <= level
+    assert 0 < accepted < 40
+
+
+def test_the_ends_of_a_comparison_are_what_the_test_only_just_allows() -> None:
+    for seed in range(10):
+        mine, theirs = drawn(seed, 0.1)
+        b = scores_of(*theirs)
+        interval, _ = paired_comparison(scores_of(*mine), b, level=0.05, resamples=400)
+        assert -1 < interval.low <= interval.mean <= interval.high < 1
+        for off, allowed in ((interval.low - 1e-6, False), (interval.low + 1e-6, True)):
+            moved = scores_of(*(column - off for column in mine))
+            assert (paired_test(moved, b, resamples=400) > 0.05) == allowed
+        turned, _ = paired_comparison(b, scores_of(*mine), level=0.05, resamples=400)
+        assert (-turned.high, -turned.low) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_comparison_of_too_few_groups_knows_no_end() -> None:
+    interval, p = paired_comparison(scores_of(np.ones(3)), scores_of(np.zeros(3)), level=0.05)
+    assert p == pytest.approx(1 / 8, rel=0.1)
+    assert (interval.low, interval.high) == (-1, 1)
 
 
 def test_an_interval_of_three_tasks_of_800_items_takes_no_time() -> None:

@@ -143,7 +143,7 @@ def make_evolved_report(*, accepted: bool = True, generations: int = 30) -> RunR
 def _evolution(
     rng: random.Random, family: int, strategy: str, coefficients: dict[str, float], count: int
 ) -> SearchPath:
-    generations, standing = [], -1.0
+    generations, standing = [], float("-inf")
     for number in range(count):
         best = 0.62 + 0.1 * number / count + rng.uniform(-0.02, 0.02)
         failed = 6 if number == 3 else 0
@@ -170,6 +170,8 @@ def _evolution(
         coefficients=coefficients,
         generations=tuple(generations),
         items=sum(generation.items for generation in generations),
+        low=standing - 0.03,
+        high=standing + 0.03,
     )
 
 

@@ -20,7 +20,27 @@ def found(coefficients: dict[str, float], *steps: str) -> SearchPath:
 def test_plain_weights_are_one_linear_merge_the_heaviest_first():
     path = found({"a": 0.25, "b": 0.75, "c": 0.0})
     assert candidates.formula(path) == "0.750 b + 0.250 a"
-    assert candidates.summary(path) == "70.0 in 40 trials · 2 models kept"
+    assert candidates.summary(path) == "70.0 · best of 40 trials · 2 models kept"
+
+
+def test_the_score_of_a_search_says_that_it_is_the_best_of_many():
+    path = replace(found({"a": 1.0}), low=0.66, high=0.74, items=4000)
+    assert candidates.summary(path) == (
+        "70.0 (95 % interval 66.0 to 74.0, not corrected) · best of 40 trials · "
+        "4,000 item evaluations · 1 model kept"
+    )
+    for low, high in ((None, 0.74), (0.66, math.nan)):
+        shown = candidates.summary(replace(path, low=low, high=high, trials=1))
+        assert shown.startswith("70.0 · 1 trial · ")
+
+
+def test_between_two_models_the_second_has_the_share_t():
+    path = found({"maths": 0.5, "code": 0.5, "t of *": 0.9})
+    assert candidates.formula(path) == "0.900 code + 0.100 maths"
+    assert candidates.read(path).parameters == {"t": 0.9}
+    assert candidates.kept(found({"maths": 0.5, "code": 0.5, "t of *": 0.0})) == ["maths"]
+    apart = found({"a": 0.5, "b": 0.5, "t of * [layers 0-1]": 0.25, "t of * [rest]": 0.0})
+    assert candidates.formula(apart) == "(0.750 to 1.000) a + (0.000 to 0.250) b"
 
 
 def test_weights_that_differ_between_layers_are_told_by_their_range():
@@ -77,7 +97,7 @@ def test_a_parameter_of_the_whole_merge_has_its_bare_name():
 def test_where_there_are_neither_weights_nor_layers_the_parameters_are_the_formula():
     path = found({"t of * [layers 0-1]": 0.1, "t of * [rest]": 0.6})
     assert candidates.formula(path) == "t (0.100 to 0.600)"
-    assert candidates.summary(path) == "70.0 in 40 trials"
+    assert candidates.summary(path) == "70.0 · best of 40 trials"
     assert candidates.formula(found({"t of *": 0.3})) == "t 0.300"
 
 
@@ -126,6 +146,8 @@ def test_a_model_is_told_by_its_weight_its_range_or_its_layers():
         changed = replace(path, coefficients=coefficients, steps=())
         return candidates.share(replace(report, searches=(changed,)), one)
 
+    between = told({"z": 0.5, name: 0.5, "t of *": 0.75})
+    assert between == candidates.Share("0.750", 0.75)
     grouped = told({f"{name} [rest]": 0.25, f"{name} [layers 0-1]": 0.75})
     assert grouped == candidates.Share("(0.250 to 0.750)", 0.5)
     layers = {f"place {i} of {name} [layer {i}]": 1.0 for i in range(3)}

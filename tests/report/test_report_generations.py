@@ -1,12 +1,13 @@
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import make_evolved_report
 
-from modelglue.report import generations, words
+from modelglue.report import explain, generations, words
 from modelglue.report.data import SearchGeneration, SearchPath
 from modelglue.report.evolution_figure import evolution
 
@@ -45,8 +46,22 @@ def test_a_selection_has_every_generation_that_raised_the_best():
 
 def test_a_generation_of_which_all_failed_has_no_best():
     for best in (-math.inf, math.nan):
-        row = generations.row(SearchGeneration(3, best, -1.0, 0.1, 6, failed=6))
+        row = generations.row(SearchGeneration(3, best, -math.inf, 0.1, 6, failed=6))
         assert row[:3] == ["4", words.NONE, words.NONE]
+
+
+def test_a_mean_below_zero_is_a_score_too():
+    row = generations.row(SearchGeneration(0, -0.2, -0.1, 0.1, 6))
+    assert row[1:3] == ["−20.0", "−10.0"]
+
+
+def test_a_search_without_a_step_size_tells_none():
+    path = path_of(SearchGeneration(0, 0.5, 0.5, 0.0, 6), SearchGeneration(1, 0.6, 0.6, 0.0, 6))
+    assert generations.row(path.generations[0])[3] == words.NONE
+    assert "tep size" not in generations.summary(path) + evolution(path)
+    report = replace(make_evolved_report(), searches=(path,))
+    assert explain.search(report).startswith(explain.DATA_FLOW)
+    assert explain.EVOLUTION in explain.search(make_evolved_report())
 
 
 def test_the_summary_adds_up():

@@ -8,10 +8,21 @@ from typing import Any
 from modelglue.evaluate.scores import Scores, TaskScores
 from modelglue.search.blocks import Blocks
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import Coefficients, Problem, Trial, Tried, canonical
+from modelglue.search.problem import (
+    Coefficients,
+    Problem,
+    SearchResult,
+    Trial,
+    Tried,
+    canonical,
+    search,
+)
 from modelglue.search.trials import in_memory
 
 Function = Callable[[Mapping[str, float]], float]
+
+OFF = {"racing": "off"}
+GOAL = {"a": 0.55, "b": 0.4, "c": 0.05, "d": 0.0}
 
 
 def as_scores(value: float) -> Scores:
@@ -95,3 +106,11 @@ class Watch:
 
 def problem(names: Sequence[str], objective: Any, **more: Any) -> Problem:
     return Problem(tuple(names), objective, lambda coefficients, name: 0.0, **more)
+
+
+def hill(coefficients: dict[str, float]) -> float:
+    return 0.25 + 0.5 * math.exp(4 * near(GOAL)(coefficients))
+
+
+def evolve(problem: Problem, **options: Any) -> SearchResult:
+    return search("evolution", Problem(**{**vars(problem), "options": {**OFF, **options}}))

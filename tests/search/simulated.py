@@ -9,13 +9,12 @@ a search can overfit the items, as with real models.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from cmaes import CMA
 
 from modelglue.evaluate.scores import Scores, TaskScores
-from modelglue.search.irt import estimator
-from modelglue.search.problem import Trial
+from modelglue.search.problem import Dials, Problem, Trial, search
 from modelglue.search.racing import Race, race
 
 TASKS = ("knowledge", "maths", "code")
@@ -163,54 +162,33 @@ def simulated_races(seeds: Iterable[int], level: float = 0.1) -> list[Raced]:
     return found
 
 
-WAYS = {
-    "racing": (True, 1, False),
-    "racing with 2 stages": (True, 2, False),
-    "racing with 3 stages": (True, 3, False),
-    "racing with curves": (True, 1, True),
-    "no racing": (False, 1, False),
+WAYS: dict[str, dict[str, Any]] = {
+    "racing": {},
+    "racing with 2 stages": {"stages": 2},
+    "racing with 3 stages": {"stages": 3},
+    "racing with curves": {"proxy": "irt"},
+    "no racing": {"racing": "off"},
 }
-"""How an evolution may go about it: whether it races, in how many stages, with curves for half of
-the items."""
+"""Options of the evolution."""
 
 
-def evolve(seed: int, way: str, *, trials: int = 64) -> tuple[float, float]:
-    """What a small evolution ends with on unseen items, and its share of all item evaluations."""
-    racing, stages, curves = WAYS[way]
+def evolve(seed: int, way: str, *, drawn: int = 64) -> tuple[float, int]:
+    """What an evolution of so many candidates drawn is worth on unseen items, and what it took."""
     objective = SimulatedObjective(Family(seed))
-    size = objective.family.size
-    alone = {name: objective({name: 1.0}) for name in as_candidate(np.zeros(size))}
-    estimate = estimator({n: t.scores for n, t in alone.items() if t.scores}) if curves else None
-    best, told, partial = max(alone.values(), key=lambda trial: trial.mean), [], []
-    winner: Mapping[str, float] = {}
-    cma = CMA(mean=np.full(size, 1 / size), sigma=1 / 6, seed=seed)
-    generations = trials // cma.population_size
-    objective.asked = 0
-    for number in range(generations):
-        points = [cma.ask() for _ in range(cma.population_size)]
-        field = [as_candidate(point) for point in points]
-        stage = min(number * stages // generations, stages - 1)
-        came = race(
+    names = tuple(as_candidate(np.zeros(objective.family.size)))
+    options = {"trials": len(names) + 1 + drawn, **WAYS[way]}
+    result = search(
+        "evolution",
+        Problem(
+            names,
             objective,
-            field,
-            level=0.1 if racing else None,
-            best=best,
-            told=told,
-            estimate=estimate,
-            most_blocks=math.ceil(objective.blocks / 2 ** (stages - 1 - stage + curves)),
-        )
-        for candidate, trial, guess, out in zip(field, came.trials, came.estimates, came.stopped):
-            if trial.items == 600 and trial.mean > best.mean:
-                best, winner = trial, candidate
-            if not out:
-                told.append(guess)
-                partial.append((guess, len(partial), candidate))
-        cma.tell([(point, -guess) for point, guess in zip(points, came.estimates)])
-    for _, _, candidate in sorted(partial, reverse=True)[: 3 if curves else 0]:
-        trial = objective(candidate)
-        if trial.mean > best.mean:
-            best, winner = trial, candidate
-    return objective.truth(winner), objective.asked / (600 * generations * cma.population_size)
+            lambda coefficients, name: 0.0,
+            dials=Dials(normalised=False),
+            options=options,
+            seed=seed,
+        ),
+    )
+    return objective.truth(result.coefficients), result.items
 
 
 def compare(seeds: int, way: str) -> tuple[float, float, float]:
@@ -218,4 +196,5 @@ def compare(seeds: int, way: str) -> tuple[float, float, float]:
     full = [evolve(seed, "no racing") for seed in range(seeds)]
     raced = [evolve(seed, way) for seed in range(seeds)]
     loss = np.array([a[0] - b[0] for a, b in zip(full, raced)])
-    return np.mean([each[1] for each in raced]), loss.mean(), loss.std(ddof=1) / math.sqrt(seeds)
+    used = np.mean([b[1] / a[1] for a, b in zip(full, raced)])
+    return used, loss.mean(), loss.std(ddof=1) / math.sqrt(seeds)

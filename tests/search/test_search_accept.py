@@ -51,9 +51,9 @@ def test_every_look_costs_some_of_the_level() -> None:
 
 
 def test_the_interval_belongs_to_the_test() -> None:
-    """Its lower end is above zero where the test accepts, and wider for more looks."""
+    """It lies above zero where the test accepts, and nowhere else; it is wider for more looks."""
     draw = np.random.default_rng(3)
-    for gain in (-0.1, 0.0, 0.15):
+    for gain in (-0.1, 0.0, *np.linspace(0.03, 0.08, 20), 0.15):
         candidate, rival = models(draw, gain, 0.0)
         one, many = (judge(candidate, {"r": rival}, level=0.05, looks=n, tried=1) for n in (1, 20))
         assert one.accepted == (one.comparisons[0].difference.low > 0)
@@ -90,6 +90,17 @@ def test_a_refusal_says_so_plainly() -> None:
         "No merge helps here: the best single model, maths, stays. The merge that was put to the "
         "test is not shown to be better than maths (+0.8 points, 98 % interval −0.5 to +2.1, "
         "p = 0.09 > 0.01). 37 candidates were tried, 5 were put to the test."
+    )
+
+
+def test_a_refusal_names_what_stays_whoever_was_the_rival() -> None:
+    mine = verdict(0.09)
+    assert mine.words(stays="maths") == mine.words()
+    assert mine.words(stays="code").startswith(
+        "No merge helps here: the single model code, which was chosen before, stays. The merge"
+    )
+    assert mine.words(stays="merged-1", merged=True).startswith(
+        "The merge that was accepted before, merged-1, stays. The merge"
     )
 
 

@@ -3,49 +3,26 @@
 import json
 import math
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import killed_evolution
-import optuna
 import pytest
-from landscapes import BLOCKS, ITEMS, Watch, answered, near, objective, of_items, problem
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from landscapes import BLOCKS, GOAL, Watch, answered, evolve, hill, near, objective, problem
 
-from modelglue.errors import ConfigError, EvaluationError
-from modelglue.journal import Journal
-from modelglue.search.executors import Evaluate, Job
+from modelglue.errors import EvaluationError
 from modelglue.search.executors.serial import Serial
-from modelglue.search.executors.workers import processes
 from modelglue.search.knobs import Knob
 from modelglue.search.problem import (
     Dial,
     Dials,
-    Problem,
     SearchResult,
     Trial,
     canonical,
     options_of,
-    search,
 )
-from modelglue.search.sampler import Cloud, Sampler, stream
+from modelglue.search.sampler import Cloud, Sampler
 from modelglue.search.space import Space
 from modelglue.search.trials import JournalledObjective
-
-OFF = {"racing": "off"}
-GOAL = {"a": 0.55, "b": 0.4, "c": 0.05, "d": 0.0}
-
-
-def evolve(problem: Problem, **options: Any) -> SearchResult:
-    return search("evolution", Problem(**{**vars(problem), "options": {**OFF, **options}}))
-
 
 # Closed forms.
 
@@ -272,6 +249,15 @@ def test_on_a_plateau_it_starts_again_with_more_members_until_the_trials_are_use
     assert sizes[:4] == [6, 12, 24, 48]
 
 
+def test_the_step_size_is_that_of_the_sampler_however_many_were_drawn() -> None:
+    result = evolve(problem("abc", objective(near(GOAL))), trials=36, sigma=0.25, population=6)
+    sizes = [each.candidates for each in result.generations]
+    assert sizes == [6, 6, 6, 6, 6, 1]
+    steps = [each.spread for each in result.generations]
+    assert steps[0] == 0.25
+    assert all(step > 0 for step in steps)
+
+
 def test_an_island_in_a_plateau_is_found_by_starting_again() -> None:
     def island(coefficients: dict[str, float]) -> float:
         return max(0.0, 0.15 + near({"a": 0.65, "b": 0.35})(coefficients))
@@ -291,254 +277,6 @@ def test_a_cloud_that_has_met_its_own_criteria_has_ended() -> None:
     assert sampler.ended
     assert sampler.again().members == 2 * sampler.members
     assert not sampler.again().ended
-
-
-# Warm starts.
-
-
-def test_a_warm_start_needs_fewer_trials() -> None:
-    names = [f"m{i}" for i in range(8)]
-    goal = dict(zip(names, [0.41, 0.33, 0.26, 0.0, 0.0, 0.0, 0.0, 0.0]))
-    plain = evolve(problem(names, objective(near(goal))), trials=200)
-    trying = objective(near(goal))
-    warm = evolve(problem(names, trying), trials=100, warm_start="heuristic_average")
-    assert warm.score >= plain.score
-    assert warm.trials == len(trying) == 100
-
-
-def test_a_result_that_stands_is_not_searched_again() -> None:
-    trying = objective(near(GOAL))
-    before = search("heuristic_coefficient", problem(GOAL, trying))
-    results = {"heuristic_coefficient": before}
-    warm = evolve(
-        problem(GOAL, trying, results=results), trials=50, warm_start="heuristic_coefficient"
-    )
-    again = evolve(
-        problem(GOAL, objective(near(GOAL))), trials=50, warm_start="heuristic_coefficient"
-    )
-    assert warm == again
-    assert warm.trials == 50
-    assert warm.score >= before.score
-
-
-def test_a_warm_start_that_uses_up_the_trials_is_the_result() -> None:
-    before = search("heuristic_coefficient", problem(GOAL, objective(near(GOAL))))
-    result = evolve(
-        problem(GOAL, objective(near(GOAL))), trials=10, warm_start="heuristic_coefficient"
-    )
-    assert (result.coefficients, result.trials) == (before.coefficients, before.trials)
-    assert result.generations == ()
-
-
-def test_layers_in_another_order_are_no_warm_start() -> None:
-    path = SearchResult("data_flow", {"place 0 of a [layer 1]": 1.0}, 0.5, (), 3)
-    with pytest.raises(ConfigError, match="reorders layers"):
-        evolve(problem("ab", objective(near(GOAL)), results={"x": path}), warm_start="x")
-
-
-# Fewer items.
-
-
-def hill(coefficients: dict[str, float]) -> float:
-    return 0.25 + 0.5 * math.exp(4 * near(GOAL)(coefficients))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"racing": "on"}, {"stages": 3}, {"racing": "on", "stages": 2}, {"proxy": "irt"}],
-    ids=str,
-)
-def test_what_is_returned_was_scored_on_all_items(options: dict[str, Any]) -> None:
-    watch = Watch()
-    result = evolve(problem(GOAL, of_items(hill), tell=watch), trials=60, **options)
-    assert result.score == answered(hill)(result.coefficients).mean
-    (best,) = {
-        one.value for one in watch.tried if one.whole and one.coefficients == result.coefficients
-    }
-    assert best == result.score == max(one.value for one in watch.tried if one.whole)
-    assert result.trials == 60
-
-
-def test_racing_staging_and_estimating_take_fewer_items() -> None:
-    def items(**options: Any) -> int:
-        trying = of_items(hill)
-        return evolve(problem(GOAL, trying), trials=80, **options).items
-
-    whole = items()
-    assert whole == 80 * ITEMS
-    assert items(racing="on") < 0.9 * whole
-    assert items(stages=3) < 0.7 * whole
-    assert items(racing="on", stages=3) < 0.6 * whole
-    assert items(proxy="irt") < 0.65 * whole
-
-
-def test_early_stages_see_fewer_blocks_and_the_last_sees_all() -> None:
-    watch = Watch()
-    result = evolve(problem(GOAL, of_items(hill), tell=watch), trials=100, stages=3)
-    seen = [{one.items for one in watch.members(g.number)} for g in result.generations]
-    assert sorted(map(max, seen)) == [items for (items,) in seen]
-    assert [seen[0], seen[-1]] == [{ITEMS // 4}, {ITEMS}]
-    assert {ITEMS // 2} in seen
-
-
-# The same whatever happens.
-
-
-class Backwards:
-    """An executor whose last job is done first."""
-
-    workers = 4
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Trial]]:
-        for index in reversed(range(len(jobs))):
-            (found,) = Serial(evaluate).run([jobs[index]])
-            yield index, found[1]
-
-    def close(self) -> None:
-        pass
-
-
-def evaluate(coefficients: Any, block: int | None) -> Trial:
-    trial = answered(noisy_hill)(coefficients)
-    return (
-        trial if block is None or trial.scores is None else Trial(BLOCKS.part(trial.scores, block))
-    )
-
-
-def noisy_hill(coefficients: Any) -> float:
-    return (
-        math.nan
-        if coefficients.get("d", 0.0) > 0.5 and len(coefficients) > 1
-        else hill(coefficients)
-    )
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "all items": {},
-    "raced": {"racing": "on", "stages": 2},
-    "estimated, from a heuristic": {"proxy": "irt", "warm_start": "greedy_soup"},
-}
-
-
-def run(journal: Path, executor: Any, watch: Watch, **options: Any) -> SearchResult:
-    with Journal(journal) as opened:
-        trying = JournalledObjective(executor, opened, scope="s", items=BLOCKS)
-        return evolve(problem(GOAL, trying, seed=3, tell=watch), trials=40, **options)
-
-
-def trials_in(journal: Path) -> dict[str, Any]:
-    records = [json.loads(line) for line in journal.read_text().splitlines()]
-    found = {json.dumps([r["coefficients"], r["block"]]): r for r in records}
-    assert len(found) == len(records)
-    return found
-
-
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_side_by_side_is_one_after_the_other(options: dict[str, Any], tmp_path: Path) -> None:
-    serial, parallel = Watch(), Watch()
-    expected = run(tmp_path / "serial", Serial(evaluate), serial, **options)
-    assert run(tmp_path / "parallel", Backwards(), parallel, **options) == expected
-    assert serial.calls == parallel.calls
-    assert trials_in(tmp_path / "serial") == trials_in(tmp_path / "parallel")
-
-
-def test_in_processes_beside_this_one_it_is_the_same(tmp_path: Path) -> None:
-    serial, parallel = Watch(), Watch()
-    expected = run(tmp_path / "serial", Serial(make()), serial, racing="on")
-    with closing(processes(make, workers=2)) as executor:
-        assert run(tmp_path / "parallel", executor, parallel, racing="on") == expected
-    assert serial.calls == parallel.calls
-    assert trials_in(tmp_path / "serial") == trials_in(tmp_path / "parallel")
-
-
-def make() -> Evaluate:
-    return evaluate
-
-
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_stopped_at_any_trial_it_goes_on_to_the_same_end(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
-    undisturbed = Watch()
-    expected = run(tmp_path / "whole", Serial(evaluate), undisturbed, **options)
-    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
-    for stop in sorted(random.Random(0).sample(range(len(lines)), 5)):
-        journal, watch = tmp_path / f"stopped-{stop}", Watch()
-        journal.write_bytes(b"".join(lines[:stop]) + lines[stop][:20])
-        assert run(journal, Serial(evaluate), watch, **options) == expected
-        assert watch.calls == undisturbed.calls
-        assert journal.read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-def test_another_seed_is_another_search_and_the_same_one_the_same() -> None:
-    def tried(seed: int) -> list[Any]:
-        watch = Watch()
-        evolve(problem(GOAL, objective(near(GOAL)), seed=seed, tell=watch), trials=20)
-        return watch.tried
-
-    assert tried(1) == tried(1)
-    assert tried(1)[:5] == tried(2)[:5]
-    assert tried(1)[5:] != tried(2)[5:]
-
-
-def test_members_have_streams_of_their_own() -> None:
-    streams = [stream(s, g, m) for s in range(3) for g in range(10) for m in range(10)]
-    assert len(set(streams)) == len(streams)
-    assert stream(0, 1, 2) == 4052747781
-
-
-def test_a_member_is_the_same_whoever_is_asked_for_beside_it() -> None:
-    space = Space(tuple("abcd"), Dials())
-    few = Sampler(Cloud(space.start, 0.2, space.bounds, 4), 0).ask(7)
-    many = Sampler(Cloud(space.start, 0.2, space.bounds, 9), 0).ask(7)
-    assert [point.tolist() for point in many[:4]] == [point.tolist() for point in few]
-
-
-def kill_after(folder: Path, trials: int, seconds: float, *, mirrored: bool) -> None:
-    """Run it, and kill it so many seconds after so many trials stand."""
-    script = [sys.executable, killed_evolution.__file__, str(folder)]
-    process = subprocess.Popen([*script, *(["mirrored"] if mirrored else [])])
-    journal = folder / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < trials:
-        assert process.poll() is None
-        time.sleep(0.002)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def finished(folder: Path, *, mirrored: bool) -> tuple[Any, dict[str, Any]]:
-    found = killed_evolution.evolve(folder, nap=0, mirrored=mirrored)
-    return found, trials_in(folder / "journal.jsonl")
-
-
-def kill_and_compare(tmp_path: Path, kills: int, *, mirrored: bool = False) -> None:
-    draw = random.Random(kills)
-    (tmp_path / "undisturbed").mkdir()
-    (tmp_path / "killed").mkdir()
-    expected = finished(tmp_path / "undisturbed", mirrored=mirrored)
-    for trials in sorted(draw.sample(range(len(expected[1]) - 10), kills)):
-        kill_after(tmp_path / "killed", trials, draw.uniform(0, 0.02), mirrored=mirrored)
-    assert len(trials_in(tmp_path / "killed" / "journal.jsonl")) < len(expected[1])
-    assert finished(tmp_path / "killed", mirrored=mirrored) == expected
-
-
-def test_killed_three_times_it_ends_where_it_would_have_ended(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_killed_twenty_times_it_ends_where_it_would_have_ended(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 20, mirrored=True)
-    undisturbed, resumed = (
-        optuna.load_study(
-            study_name="evolution",
-            storage=JournalStorage(JournalFileBackend(str(tmp_path / name / "study.log"))),
-        ).trials
-        for name in ("undisturbed", "killed")
-    )
-    assert [t.params for t in resumed] == [t.params for t in undisturbed]
-    assert [t.user_attrs for t in resumed] == [t.user_attrs for t in undisturbed]
 
 
 # Options.

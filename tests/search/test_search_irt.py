@@ -121,6 +121,11 @@ def test_what_the_coefficients_say_of_the_models() -> None:
     assert shares_of({"a": 3.0, "b": 1.0}, models).tolist() == [0.75, 0.25]
     assert shares_of({"place 0 of a [layer 0]": 1.0, "place 1 of a [layer 1]": 0.3}, models)[0] == 1
     assert shares_of({"t of *": 0.9}, models).tolist() == [0.5, 0.5]
+    between = {"a": 0.5, "b": 0.5}
+    assert shares_of({**between, "t of *": 0.75}, models).tolist() == [0.25, 0.75]
+    assert shares_of({**between, "t of *": 0.75}, ("b", "a")).tolist() == [0.25, 0.75]
+    apart = {**between, "t of * [layers 0-1]": 1.0, "t of * [rest]": 0.5}
+    assert shares_of(apart, models).tolist() == [0.25, 0.75]
     assert shares_of({"density of a": 0.5, "a": 1.0, "stranger": 2.0}, models).tolist() == [
         1.0,
         0.0,

@@ -68,19 +68,50 @@ def paired_test(a: Scores, b: Scores, *, resamples: int = 10_000, seed: int = 0)
     Raises:
         EvaluationError: `a` and `b` are not scores of the same items of the same tasks.
     """
+    return paired_comparison(a, b, level=0.05, resamples=resamples, seed=seed)[1]
+
+
+def paired_comparison(
+    a: Scores, b: Scores, *, level: float, resamples: int = 10_000, seed: int = 0
+) -> tuple[Interval, float]:
+    """The difference a − b with the interval that belongs to `paired_test`, and the p of the test.
+
+    The test inverted: the ends are the differences that a one-sided test at `level` only just
+    allows, so the interval lies above 0 if and only if p ≤ level. With M and k the sums over the
+    tasks of the mean differences and of 1, and A and B the same after a draw of signs, the draw
+    reaches what is observed, if δ is taken off every difference, from δ = (M − A) / (k − B) on. So
+    the ends are order statistics of that (Hartigan's typical values, 1969); at widest [−1, 1].
+
+    Args:
+        level: of either end, below ½; the interval misses twice as much.
+
+    Raises:
+        EvaluationError: `a` and `b` are not scores of the same items of the same tasks.
+    """
     columns = [_grouped(task, difference) for task, difference in _pairs(a, b)]
-    observed = sum(column.mean for column in columns)
-    flipped = np.zeros(resamples)
+    observed = math.fsum(column.mean for column in columns)
+    left = np.tile([observed, float(len(columns))], (resamples, 1))  # M − A, k − B
     for column in columns:
         generator = _generator(seed, column.task)
         size = len(column.sums)
-        total = column.counts.sum()
+        shares = np.stack([column.sums, column.counts], axis=1) / column.counts.sum()
         for rows in _row_chunks(resamples, size):
             signs = generator.integers(0, 2, (rows.stop - rows.start, size)) * 2.0 - 1.0
-            flipped[rows] += signs @ column.sums / total
+            left[rows] -= signs @ shares
     # Equal sums differ in their last bits by the order of adding; they must count as reached.
-    reached = int((flipped >= observed - 1e-12).sum())
-    return (1 + reached) / (1 + resamples)
+    left[np.abs(left) <= 1e-12] = 0.0
+    gaps, turned = left.T
+    whole = turned == 0  # no sign was turned: it reaches what is observed whatever is taken off
+    begins = gaps / np.where(whole, 1.0, turned)
+    p_values = np.arange(1, resamples + 2) / (1 + resamples)
+    rank = int(np.count_nonzero(p_values <= level))
+    low, high = -1.0, 1.0
+    if rank:
+        low = max(low, float(np.sort(np.where(whole, -np.inf, begins))[rank - 1]))
+        high = min(high, float(np.sort(np.where(whole, np.inf, begins))[resamples - rank]))
+    mean = observed / len(columns)
+    p = float(p_values[np.count_nonzero(gaps <= 0)])
+    return Interval(mean, min(low, mean), max(high, mean)), p
 
 
 @dataclass(frozen=True)

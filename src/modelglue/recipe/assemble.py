@@ -27,7 +27,7 @@ from modelglue.report.data import (
     TableRow,
     TaskInfo,
 )
-from modelglue.search.problem import SearchResult, models_of
+from modelglue.search.problem import Coefficients, SearchResult, models_of
 from modelglue.zoo.cluster import Clustering
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -182,11 +182,19 @@ def _path(choice: FamilyChoice, result: SearchResult, *, narrowed: bool, wins: b
         winner=wins and result.strategy == choice.winner,
         score=result.score,
         trials=result.trials,
-        coefficients=result.coefficients,
+        coefficients=_in_order(result.coefficients, choice.members),
         steps=tuple(SearchStep(**vars(step)) for step in result.steps),
         generations=tuple(SearchGeneration(**vars(each)) for each in result.generations),
         items=result.items,
+        low=result.low,
+        high=result.high,
     )
+
+
+def _in_order(coefficients: Coefficients, members: Sequence[str]) -> dict[str, float]:
+    """The same with the models in the order in which they are merged: a `t` goes by it."""
+    alone = {name: coefficients[name] for name in members if name in coefficients}
+    return alone | {name: n for name, n in coefficients.items() if name not in alone}
 
 
 def acceptance_tests(choices: Sequence[FamilyChoice]) -> tuple[AcceptanceTest, ...]:
@@ -204,7 +212,7 @@ def acceptance_tests(choices: Sequence[FamilyChoice]) -> tuple[AcceptanceTest, .
                 RivalComparison(one.rival, Difference(**vars(one.difference)), one.p)
                 for one in choice.verdict.comparisons
             ),
-            text=choice.verdict.words(stays=None if choice.single else choice.label),
+            text=choice.verdict.words(stays=choice.label, merged=choice.single is None),
         )
         for choice in choices
         if choice.verdict is not None

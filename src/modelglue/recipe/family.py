@@ -8,6 +8,7 @@ from typing import Any
 
 from modelglue.errors import ConfigError, EvaluationError
 from modelglue.evaluate.scores import Scores, joined
+from modelglue.evaluate.statistics import mean_interval
 from modelglue.evaluate.task import Task
 from modelglue.merge.engine.stream import execute
 from modelglue.recipe.division import Division, accepting_groups, least_p
@@ -244,7 +245,9 @@ class _Search:
                 results=results,
                 tell=study.add,
             )
-            results[one.name] = replace(search(one.strategy, problem), strategy=one.name)
+            result = search(one.strategy, problem)
+            own = mean_interval(_of(problem.objective(result.coefficients)))
+            results[one.name] = replace(result, strategy=one.name, low=own.low, high=own.high)
         return tuple(results.values())
 
     def _verdict(

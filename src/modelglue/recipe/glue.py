@@ -176,7 +176,8 @@ def contestants(
                     "heuristic",
                     group,
                     result.coefficients,
-                    note="kept" if choice in chosen and result.strategy == choice.winner else "",
+                    note=f"the best of {result.trials} tried"
+                    + ", kept" * (choice in chosen and result.strategy == choice.winner),
                 )
                 for result in choice.searches
             ]

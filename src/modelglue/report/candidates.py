@@ -15,6 +15,7 @@ from modelglue.report.data import ModelFate, RunReport, SearchPath
 from modelglue.search.knobs import EVERY_MODEL, WEIGHT, Knob
 
 RUN_HEAD = ("Places", "Model", "Its layers", "Scaled by")
+_BETWEEN = Knob(EVERY_MODEL, parameter="t")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,25 @@ class Candidate:
     parameters: Mapping[str, float]
 
     def weights_of(self, model: str) -> list[float]:
-        """Every weight that a model has somewhere."""
+        """Every weight that a model has somewhere; between two with a `t`, its shares.
+
+        Weights beside a `t` say only which two models they are; the second of them has t.
+        """
+        if self._between and len(self.weights) == 2 and model in self.weights:
+            first = next(iter(self.weights))
+            return [1 - t if model == first else t for t in self._between]
         alone = [self.weights[model]] if model in self.weights else []
-        knob = Knob(model)
-        return alone + (self.grid.column(knob) if knob in self.grid.columns else [])
+        return alone + self._in_groups(Knob(model))
+
+    @property
+    def _between(self) -> list[float]:
+        """How far the merge is from one model to another, wherever that is said."""
+        name = label(_BETWEEN)
+        alone = [self.parameters[name]] if name in self.parameters else []
+        return alone + self._in_groups(_BETWEEN)
+
+    def _in_groups(self, knob: Knob) -> list[float]:
+        return self.grid.column(knob) if knob in self.grid.columns else []
 
 
 def read(path: SearchPath) -> Candidate:
@@ -138,12 +154,22 @@ def formula(path: SearchPath) -> str:
 
 
 def summary(path: SearchPath) -> str:
-    """A search in a line."""
+    """A search in a line: its score is the best of many, and says so."""
     count = len(kept(path))
-    models = "1 model kept" if count == 1 else f"{count} models kept"
-    items = f" and {path.items:,} item evaluations" if path.items else ""
-    found = f"{words.score(path.score)} in {path.trials} trials{items}"
-    return f"{found} · {models}" if count or not path.coefficients else found
+    parts = [
+        f"{words.score(path.score)}{_interval(path)}",
+        "1 trial" if path.trials == 1 else f"best of {path.trials:,} trials",
+        f"{path.items:,} item evaluations" if path.items else "",
+        "1 model kept" if count == 1 else f"{count} models kept",
+    ]
+    return " · ".join(filter(None, parts if count or not path.coefficients else parts[:-1]))
+
+
+def _interval(path: SearchPath) -> str:
+    ends = [end for end in (path.low, path.high) if end is not None and math.isfinite(end)]
+    if len(ends) < 2:
+        return ""
+    return f" (95 % interval {' to '.join(map(words.score, ends))}, not corrected)"
 
 
 def won(path: SearchPath, *, refused: bool) -> str:

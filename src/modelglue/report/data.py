@@ -84,8 +84,8 @@ class SearchGeneration:
     """One generation of an evolution.
 
     `best` is its best mean, estimated where a race stopped a candidate early; `incumbent` the best
-    mean so far of a candidate that was scored on all items; `spread` the step size; `stopped` and
-    `failed` count candidates; `items` item evaluations.
+    mean so far of a candidate that was scored on all items; `spread` the step size, 0 for a search
+    that has none; `stopped` and `failed` count candidates; `items` item evaluations.
     """
 
     number: int
@@ -102,8 +102,11 @@ class SearchGeneration:
 class SearchPath:
     """One strategy's way through one family, scored on the items that propose.
 
-    `coefficients` may have other knobs than weights by model (see `search.knobs`); `steps` are of
-    strategies that go model by model, `generations` of those that evolve.
+    `score` is the best of all its `trials` on these items, `low` and `high` the ends of the 95 %
+    interval of that one candidate's mean, which know nothing of the others. `coefficients` may have
+    other knobs than weights by model (see `search.knobs`); models stand there in the order in which
+    they are merged. `steps` are of strategies that go model by model, `generations` of those that
+    evolve.
     """
 
     family: int
@@ -115,6 +118,8 @@ class SearchPath:
     steps: tuple[SearchStep, ...] = ()
     generations: tuple[SearchGeneration, ...] = ()
     items: int = 0
+    low: float | None = None
+    high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A value that `json` can write, as it stands in a report's."""

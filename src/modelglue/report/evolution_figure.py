@@ -78,7 +78,9 @@ def _spreads(path: SearchPath, x: Place) -> list[Markup]:
         for i, generation in enumerate(path.generations)
         if most > 0 and math.isfinite(generation.spread) and generation.spread > 0
     ]
-    title = f"step size {step_sizes(path)}"
+    if not (steps := step_sizes(path)):
+        return bars
+    title = f"step size {steps}"
     return [*bars, element("text", title, x=0, y=_BASE - _MOST_SPREAD - 5, class_="scale")]
 
 
@@ -122,7 +124,8 @@ def _spoken(path: SearchPath) -> str:
     standing = [incumbent(generation) for generation in path.generations]
     reached = [words.score(value) for value in standing if value is not None]
     way = f"from {reached[0]} to {reached[-1]}" if reached else "no candidate was scored in full"
+    steps = step_sizes(path)
     return (
         f"Evolution by {words.strategy(path.strategy)}: {way} in {len(path.generations)} "
-        f"generations, step size {step_sizes(path)}. The table below has the numbers."
+        f"generations{steps and f', step size {steps}'}. The table below has the numbers."
     )

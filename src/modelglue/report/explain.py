@@ -1,11 +1,16 @@
 """One or two plain sentences for each section, shared by the page and its Markdown twin."""
 
+from modelglue.report import generations
 from modelglue.report.data import RunReport
 
 RESULT = (
     "Difference from the best single model in points out of 100, averaged over the tasks, with "
     "95 % intervals from resampling the same items for both. An interval that crosses the zero "
     "line leaves the sign open."
+)
+INTERVALS = (
+    "Each interval is of one comparison and is not corrected for the number of rows. The best "
+    "single model is the one that scores highest here, which nobody could know beforehand."
 )
 TABLE = (
     "Scores out of 100 on report items, which no choice of a merge or a router was based on. The "
@@ -30,17 +35,30 @@ SEARCH = (
 )
 EVOLUTION = (
     "An evolution draws each generation of candidates around a centre, then moves the centre, and "
-    "the step size of the next draw, towards those that scored best on the search items. A "
-    "candidate that is stopped early counts with an estimate, which may lie above the best so far "
-    "on all items."
+    "the step size of the next draw, towards those that scored best on the search items."
+)
+DATA_FLOW = (
+    "A search for an order of layers makes each generation by a few changes to the best order so "
+    "far, and goes on from the best of the new ones unless it is worse."
+)
+ESTIMATES = (
+    "A candidate that is stopped early counts with an estimate, which may lie above the best so "
+    "far on all items."
+)
+SELECTED = (
+    "The score of a search is that of the best of its trials, on the very items that it was chosen "
+    "by: some of it is luck, and its interval is not corrected for that choice."
 )
 ACCEPTED = "Which merges were accepted"
 ACCEPTANCE = (
-    "Who looks at many candidates finds one that is lucky on its items. The best of each search "
-    "was therefore tested once more, on items that no search had seen: a merge is accepted only "
-    "if a paired test finds it better than each rival, and otherwise the best single model stays. "
-    "Differences are in points with their intervals; p is the chance of one at least this large "
-    "for a merge that is no better."
+    "Who looks at many candidates finds one that is lucky on its items. The best that was found "
+    "in a family was therefore tested once more, on items that no search had seen: a merge is "
+    "accepted only if a paired test finds it better than each rival, and otherwise the best single "
+    "model stays. "
+    "Differences are in points; p is the chance of one at least this large for a merge that is no "
+    "better. An interval lies above 0 where the test says that the merge is better, and only "
+    "there: both are corrected for the number of merges tested on these items. The candidates "
+    "tried before need no correction here, as none of them was scored on these items."
 )
 ROUTING = (
     "How many report items of each task the router sent to each expert. It sees the prompt alone, "
@@ -56,7 +74,16 @@ def search(report: RunReport) -> str:
     """How the searches of this run went."""
     evolved = any(path.generations for path in report.searches)
     stepped = any(path.steps for path in report.searches)
-    return f"{SEARCH if stepped or not evolved else ''} {EVOLUTION if evolved else ''}".strip()
+    told = {
+        SEARCH: stepped or not evolved,
+        EVOLUTION: any(generations.step_sizes(path) for path in report.searches),
+        DATA_FLOW: any(
+            path.generations and not generations.step_sizes(path) for path in report.searches
+        ),
+        ESTIMATES: evolved,
+        SELECTED: bool(report.searches),
+    }
+    return " ".join(text for text, holds in told.items() if holds)
 
 
 def no_searches(report: RunReport) -> str:

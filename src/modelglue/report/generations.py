@@ -38,12 +38,12 @@ def row(generation: SearchGeneration) -> list[str]:
 def incumbent(generation: SearchGeneration) -> float | None:
     """The best mean so far on all items, None while no candidate has been scored on them."""
     standing = generation.incumbent
-    return standing if math.isfinite(standing) and standing >= 0 else None
+    return standing if math.isfinite(standing) else None
 
 
 def step_size(spread: float) -> str:
-    """How far candidates are drawn from the centre."""
-    return f"{spread:.3g}" if math.isfinite(spread) else words.NONE
+    """How far candidates are drawn from the centre, where a search has such a size."""
+    return f"{spread:.3g}" if math.isfinite(spread) and spread else words.NONE
 
 
 def selection(
@@ -82,14 +82,17 @@ def summary(path: SearchPath) -> str:
     stopped = sum(generation.stopped for generation in generations)
     failed = sum(generation.failed for generation in generations)
     count = "1 generation" if len(generations) == 1 else f"{len(generations)} generations"
+    steps = step_sizes(path)
     return (
         f"{count} of {each} candidates, {candidates:,} in all: {stopped:,} stopped early, "
-        f"{failed:,} could not be scored. Step size {step_sizes(path)}."
+        f"{failed:,} could not be scored.{steps and f' Step size {steps}.'}"
     )
 
 
 def step_sizes(path: SearchPath) -> str:
-    """The first and the last."""
+    """The first and the last; nothing for a search without."""
+    if not any(generation.spread for generation in path.generations):
+        return ""
     first, last = (step_size(path.generations[i].spread) for i in (0, -1))
     return first if first == last else f"{first} → {last}"
 

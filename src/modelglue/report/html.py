@@ -29,7 +29,12 @@ def render_html(report: RunReport) -> str:
         element("style", Markup(style)),
     )
     content = [
-        _section("result", "Against the best single model", explain.RESULT, _forest(report)),
+        _section(
+            "result",
+            "Against the best single model",
+            f"{explain.RESULT} {explain.INTERVALS}",
+            _forest(report),
+        ),
         _section("acceptance", explain.ACCEPTED, explain.ACCEPTANCE, acceptance(report))
         if verdicts.any_told(report)
         else None,

@@ -23,7 +23,7 @@ def render_markdown(report: RunReport) -> str:
         *(f"Note: {text(note)}" for note in report.notes),
         *_acceptance(report),
         "## Final table",
-        explain.TABLE,
+        f"{explain.TABLE} {explain.INTERVALS}",
         _final_table(report),
         "## What became of each model",
         explain.FATES,

@@ -43,7 +43,8 @@ def final_tables(report: RunReport) -> list[Table]:
     beside = tasks if len(tasks) <= 3 else []
     others = words.other_singles(report)
     shown = words.contestants(report) + others[:MAX_SINGLES]
-    table = table_of("Final table (report items, out of 100)", ["Contestant"])
+    of = "report items, out of 100, 95 % intervals of one comparison each"
+    table = table_of(f"Final table ({of})", ["Contestant"])
     titles: list[str | Text] = ["Average", "Difference", *map(_short, beside), "Stored", "Active"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

@@ -100,7 +100,7 @@ def terms(test: AcceptanceTest) -> str:
 
 
 def confidence(test: AcceptanceTest) -> str:
-    """What the intervals of a test are: their lower ends are what it looks at.
+    """What the intervals of a test are, which it gives itself.
 
     A one-sided test at level a, shared by n, belongs to an interval that misses 2·a/n.
     """

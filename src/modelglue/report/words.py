@@ -151,7 +151,7 @@ def family(index: int | None) -> str:
 
 def score(value: float) -> str:
     """A score out of 100."""
-    return f"{100 * value:.1f}" if math.isfinite(value) else NONE
+    return f"{100 * value:.1f}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
 def points(value: float) -> str:

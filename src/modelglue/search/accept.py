@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelglue.evaluate.scores import Scores
-from modelglue.evaluate.statistics import Interval, paired_difference, paired_test
+from modelglue.evaluate.statistics import Interval, paired_comparison
 
 # A p-value by resampling is a multiple of 1 / (1 + resamples): the level must be many of them, or
 # the test could not tell "below" from "about".
@@ -27,7 +27,7 @@ class Comparison:
 
     Attributes:
         rival: its name.
-        difference: how much better the candidate is, with the interval that belongs to the test.
+        difference: how much better the candidate is, with the interval that the test gives.
         p: of "the candidate is no better".
     """
 
@@ -45,8 +45,7 @@ class Verdict:
         level: the chance, at most, of accepting one that is not, over all looks.
         looks: how many finalists are put to the test on the same items.
         tried: how many candidates were tried on the search items.
-        comparisons: one a rival; the first is the best single model, which stays if the merge is
-            not accepted.
+        comparisons: one a rival; the first is the best single model.
     """
 
     accepted: bool
@@ -60,21 +59,24 @@ class Verdict:
         """What the largest p may be: the level, corrected for the looks."""
         return self.level / self.looks
 
-    def words(self, *, stays: str | None = None) -> str:
+    def words(self, *, stays: str | None = None, merged: bool = False) -> str:
         """The verdict in plain sentences.
 
         Args:
-            stays: what is kept in place of a merge that is not accepted, where it is a merge that
-                stood before; by default the best single model.
+            stays: what is kept in place of a merge that is not accepted; by default the best
+                single model.
+            merged: whether that is a merge, which stood before.
         """
         if self.accepted:
             return f"The merge is better than {self._compared(self.comparisons)}. {self._effort()}"
         failed = [each for each in self.comparisons if each.p > self.threshold]
-        kept = (
-            f"No merge helps here: the best single model, {self.comparisons[0].rival}, stays."
-            if stays is None
-            else f"The merge that was accepted before, {stays}, stays."
-        )
+        best = self.comparisons[0].rival
+        if merged:
+            kept = f"The merge that was accepted before, {stays}, stays."
+        elif stays in (None, best):
+            kept = f"No merge helps here: the best single model, {best}, stays."
+        else:
+            kept = f"No merge helps here: the single model {stays}, which was chosen before, stays."
         return (
             f"{kept} The merge that was put to the test is not shown to be better than "
             f"{self._compared(failed)}. {self._effort()}"
@@ -125,7 +127,8 @@ def judge(
     """Whether a finalist is better than every rival on the validation items.
 
     Each comparison is a one-sided sign-flip test by group at level / looks, with the two-sided
-    interval of 1 − 2 · level / looks, whose lower end is what the test looks at.
+    interval of 1 − 2 · level / looks that the same test gives: it lies above 0 where the test says
+    that the candidate is better, and nowhere else.
 
     Args:
         candidate: its scores on the validation items.
@@ -147,11 +150,7 @@ def judge(
     if 1 / (1 + number) > threshold:
         raise ValueError(f"{number} resamples cannot tell p-values of {threshold:g}")
     comparisons = tuple(
-        Comparison(
-            name,
-            paired_difference(candidate, rival, level=1 - 2 * threshold, resamples=number),
-            paired_test(candidate, rival, resamples=number),
-        )
+        Comparison(name, *paired_comparison(candidate, rival, level=threshold, resamples=number))
         for name, rival in rivals.items()
     )
     accepted = all(comparison.p <= threshold for comparison in comparisons)

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from modelglue.search.problem import (
     Coefficients,
     Generation,
@@ -124,7 +122,7 @@ def evolve(problem: Problem, space: Space, plan: Plan, start: Point, standing: S
         blocks = plan.blocks_at(done / budget, problem.objective.blocks)
         candidates = [canonical(space.candidate(point)) for point in points]
         race = score_generation(problem, plan, candidates, standing, blocks=blocks)
-        note_generation(problem, candidates, race, standing, blocks=blocks, spread=_spread(points))
+        note_generation(problem, candidates, race, standing, blocks=blocks, spread=sampler.sigma)
         done += len(points)
         if len(points) == sampler.members:
             middle = sampler.mean if sampler.tell(points, race.estimates) else middle
@@ -238,10 +236,3 @@ def concluded(strategy: str, standing: Standing) -> SearchResult:
 def key(coefficients: Coefficients) -> str:
     """The same text for the same candidate."""
     return json.dumps(canonical(coefficients))
-
-
-def _spread(points: Sequence[Point]) -> float:
-    """Root mean square deviation from the mean, over members and coordinates."""
-    if len(points) < 2:
-        return 0.0
-    return math.sqrt(float(np.var(points, axis=0, ddof=1).mean()))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from modelglue.errors import EvaluationError
 from modelglue.evaluate.scores import Scores, TaskScores
-from modelglue.search.knobs import WEIGHT, Knob
+from modelglue.search.knobs import EVERY_MODEL, WEIGHT, Knob
 from modelglue.search.problem import Coefficients, Trial
 
 Array = NDArray[np.float64]
@@ -89,7 +89,7 @@ def estimator(singles: Mapping[str, Scores]) -> Callable[[Coefficients, Trial], 
     returned; −∞ for a trial that failed.
 
     Args:
-        singles: as of `fit`.
+        singles: as of `fit`, in the order in which the models are merged.
 
     Raises:
         EvaluationError: as `fit`; when the function is called, a trial has items without a curve.
@@ -115,21 +115,32 @@ def estimator(singles: Mapping[str, Scores]) -> Callable[[Coefficients, Trial], 
 def shares_of(coefficients: Coefficients, models: tuple[str, ...]) -> Array:
     """What share of a candidate each model has, going by its coefficients; they sum to 1.
 
-    The mean over groups of its weights, or the number of its layers. Where the coefficients say
-    nothing of the models (interpolations name none), all have the same.
+    The mean over groups of its weights, or the number of its layers. Of two models with a `t`
+    between them the second has t, and the weights say only which two they are. Where the
+    coefficients say nothing of the models, all have the same.
+
+    Args:
+        models: in the order in which they are merged.
 
     >>> shares_of({"a [x]": 0.5, "b [x]": 0.5, "a [y]": 1.0}, ("a", "b", "c")).tolist()
     [0.75, 0.25, 0.0]
+    >>> shares_of({"a": 0.5, "c": 0.5, "t of *": 0.75}, ("c", "b", "a")).tolist()
+    [0.25, 0.0, 0.75]
     """
-    shares = dict.fromkeys(models, 0.0)
+    shares, between = dict.fromkeys(models, 0.0), list[float]()
     for name, number in coefficients.items():
         knob = Knob.parse(name)
-        if knob.model not in shares:
+        if knob.model == EVERY_MODEL and knob.parameter == "t":
+            between.append(number)
+        elif knob.model not in shares:
             continue
-        if knob.parameter == WEIGHT:
+        elif knob.parameter == WEIGHT:
             shares[knob.model] += number
         elif knob.parameter.startswith("place "):
             shares[knob.model] += 1.0
+    if between and len(two := [model for model in models if shares[model]]) == 2:
+        t = math.fsum(between) / len(between)
+        shares.update(zip(two, (1 - t, t), strict=True))
     total = math.fsum(shares.values())
     if total < 1e-6:
         return np.full(len(models), 1 / len(models))

@@ -251,8 +251,7 @@ class Generation:
             be scored.
         incumbent: the best mean of a candidate scored on all items, of this or earlier ones, or of
             what the search started with.
-        spread: how far its candidates lie from their mean, root mean square over all coordinates:
-            the step size σ as it was drawn. 0 where there are no coordinates.
+        spread: the step size σ with which it was drawn; 0 where there is none.
         candidates: how many it had.
         stopped: of these, how many a race stopped early.
         failed: of these, how many could not be scored.
@@ -299,6 +298,8 @@ class SearchResult:
         trials: candidates that the strategy asked for (its own repeats not counted).
         generations: one a generation, for strategies that evolve.
         items: item evaluations that its candidates took; 0 where it is not counted.
+        low, high: the ends of the 95 % interval of that score, as if no other candidate had been
+            tried; None where nobody asked.
     """
 
     strategy: str
@@ -308,6 +309,8 @@ class SearchResult:
     trials: int
     generations: tuple[Generation, ...] = ()
     items: int = 0
+    low: float | None = None
+    high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `from_json` takes it back."""

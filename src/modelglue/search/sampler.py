@@ -64,6 +64,11 @@ class Sampler:
         mean: Point = np.round(np.clip(self._cma.mean, *self._cloud.bounds.T), DIGITS)
         return mean
 
+    @property
+    def sigma(self) -> float:
+        """The step size of what it would draw next."""
+        return round(float(self._cma._sigma), DIGITS)  # cmaes tells it nowhere else
+
     def ask(self, generation: int) -> list[Point]:
         """The members of a generation; the same whenever they are asked for."""
         return [self._draw(generation, member) for member in range(self._cloud.members)]

@@ -64,7 +64,7 @@ OPTIONS: Mapping[str, Option] = {
         choices=("together", "apart"),
     ),
     "finalists": Option(
-        "integer", 3, "how many are scored on all items in the end, if no others were", low=1
+        "integer", 3, "of those that saw only some items, how many see all in the end", low=1
     ),
 }
 
