@@ -93,18 +93,17 @@ def test_a_refusal_says_so_plainly() -> None:
     )
 
 
-def test_a_refusal_names_what_stays_whoever_was_the_rival() -> None:
-    mine = verdict(0.09)
-    assert mine.words(stays="maths") == mine.words()
-    assert mine.words(stays="code").startswith(
-        "No merge helps here: the single model code, which was chosen before, stays. The merge"
-    )
-    assert mine.words(stays="merged-1", merged=True).startswith(
-        "The merge that was accepted before, merged-1, stays. The merge"
-    )
+def test_of_many_rivals_the_nearest_are_named_and_the_rest_counted() -> None:
+    gap = Interval(0.02, 0.01, 0.03)
+    ps = {"a": 0.001, "b": 0.004, "c": 0.003, "d": 0.002}
+    many = Verdict(True, 0.05, 1, 9, tuple(Comparison(name, gap, p) for name, p in ps.items()))
+    words = many.words()
+    assert words.startswith("The merge is better than b (")
+    assert " and c (" in words
+    assert ") and 2 others. 9 candidates" in words
 
 
-def test_an_acceptance_names_every_rival() -> None:
+def test_an_acceptance_names_its_rivals() -> None:
     words = verdict(0.0099, looks=1, tried=1, accepted=True).words()
     assert words.startswith("The merge is better than maths (+0.8 points, 90 % interval")
     assert ") and base (" in words

@@ -212,7 +212,7 @@ def acceptance_tests(choices: Sequence[FamilyChoice]) -> tuple[AcceptanceTest, .
                 RivalComparison(one.rival, Difference(**vars(one.difference)), one.p)
                 for one in choice.verdict.comparisons
             ),
-            text=choice.verdict.words(stays=choice.label, merged=choice.single is None),
+            text=choice.verdict.words(),
         )
         for choice in choices
         if choice.verdict is not None

@@ -19,6 +19,8 @@ from modelglue.evaluate.statistics import Interval, paired_comparison
 # A p-value by resampling is a multiple of 1 / (1 + resamples): the level must be many of them, or
 # the test could not tell "below" from "about".
 _RESAMPLES, _PER_LEVEL = 10_000, 50
+_TOLD = 2
+"""Rivals that the words of a verdict name."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,15 @@ class Verdict:
         """What the largest p may be: the level, corrected for the looks."""
         return self.level / self.looks
 
-    def words(self, *, stays: str | None = None, merged: bool = False) -> str:
-        """The verdict in plain sentences.
-
-        Args:
-            stays: what is kept in place of a merge that is not accepted; by default the best
-                single model.
-            merged: whether that is a merge, which stood before.
-        """
+    def words(self) -> str:
+        """The verdict in plain sentences."""
         if self.accepted:
-            return f"The merge is better than {self._compared(self.comparisons)}. {self._effort()}"
+            return f"The merge is better than {self._nearest(self.comparisons)}. {self._effort()}"
         failed = [each for each in self.comparisons if each.p > self.threshold]
-        best = self.comparisons[0].rival
-        if merged:
-            kept = f"The merge that was accepted before, {stays}, stays."
-        elif stays in (None, best):
-            kept = f"No merge helps here: the best single model, {best}, stays."
-        else:
-            kept = f"No merge helps here: the single model {stays}, which was chosen before, stays."
         return (
-            f"{kept} The merge that was put to the test is not shown to be better than "
-            f"{self._compared(failed)}. {self._effort()}"
+            f"No merge helps here: the best single model, {self.comparisons[0].rival}, stays. The "
+            "merge that was put to the test is not shown to be better than "
+            f"{self._nearest(failed)}. {self._effort()}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -101,13 +91,18 @@ class Verdict:
         )
         return cls(**{**value, "comparisons": comparisons})
 
-    def _compared(self, comparisons: Sequence[Comparison]) -> str:
-        return " and ".join(
+    def _nearest(self, comparisons: Sequence[Comparison]) -> str:
+        """The rivals that come nearest to the merge, and how many more there are."""
+        ordered = sorted(comparisons, key=lambda each: (-each.p, each.difference.mean))
+        told = [
             f"{each.rival} ({_points(each.difference.mean)} points, {_percent(2 * self.threshold)} "
             f"interval {_points(each.difference.low)} to {_points(each.difference.high)}, "
             f"{_p_value(each.p, self.threshold)})"
-            for each in comparisons
-        )
+            for each in ordered[:_TOLD]
+        ]
+        if rest := len(ordered) - len(told):
+            told.append(f"{rest} other{'s' if rest > 1 else ''}")
+        return " and ".join(told)
 
     def _effort(self) -> str:
         tried = "1 candidate was" if self.tried == 1 else f"{self.tried} candidates were"
