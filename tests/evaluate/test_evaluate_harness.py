@@ -1,6 +1,9 @@
 """Tasks of lm-evaluation-harness against the harness itself, on local files, without a network."""
 
+import copy
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,8 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.scores import TaskScores
 
+# Lengths of texts, in bytes and tokens.
+LONG = (510, 511, 512, 513, 900, 1200)
 COLOURS = ["red", "green", "dark blue", "yellow", "light grey"]
 
 
@@ -201,6 +206,33 @@ def test_the_harness_itself_runs_on_our_model_and_finds_the_same(
     assert max(measured.values) < 0  # a log-likelihood: better is more
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opens", [False, True], ids=["as it is", "begins with BOS"])
+def test_whole_texts_however_long_are_scored_as_by_the_harness(
+    opens: bool, model: HuggingFaceModel
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers.processors import TemplateProcessing
+
+    from modelglue.evaluate.harness.model import HarnessModel
+
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if opens:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    assert tokenizer("x").input_ids[:-1] == [1] * opens
+    # A token a byte, 512 in the context: one window, one that is just full, two, three.
+    texts = ["", "x", *(("Say it again. " * 90)[:length] for length in LONG)]
+    ours = HarnessModel(HuggingFaceModel(model.module, tokenizer))
+    theirs = HFLM(pretrained=model.module, tokenizer=tokenizer, batch_size=4)
+    requests = [Instance("loglikelihood_rolling", {}, (t,), n) for n, t in enumerate(texts)]
+    expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-3)
+    assert expected[-1] < expected[2] < -1000
+
+
 def test_a_mixture_is_scored_as_the_experts_that_it_asks(
     model: HuggingFaceModel,
     definitions: Path,
@@ -218,10 +250,14 @@ def test_a_mixture_is_scored_as_the_experts_that_it_asks(
     task = task_of(definitions, "saying")
     own, others = whole(task, model), whole(task, other)
     assert own != others
+    text = ["Say 3: " * 100]
     for speaker, expected in (("model", own), ("other", others)):
         prompts = {name: speaking if name == speaker else choosing for name in folders}
         mix(folders, prompts, tmp_path / f"{speaker} speaks")
-        assert whole(task, Bundle.load(tmp_path / f"{speaker} speaks")) == expected
+        bundle = Bundle.load(tmp_path / f"{speaker} speaks")
+        assert whole(task, bundle) == expected
+        silent = bundle.expert(bundle.route([""])[0].expert)
+        assert bundle.text_likelihoods(text) == silent.text_likelihoods(text)
 
 
 def test_a_group_is_one_task_with_all_its_members_items(
@@ -316,6 +352,109 @@ def test_the_digest_follows_the_data_and_the_settings(definitions: Path, tmp_pat
     assert task_of(tmp_path, "shades").digest() != before
 
 
+def altered(definitions: Path, folder: Path, name: str, **more: Any) -> Path:
+    """Another folder in which a task is defined a little otherwise."""
+    shutil.copytree(definitions, folder)
+    definition = yaml.safe_load((definitions / f"{name}.yaml").read_text())
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({**definition, **more}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("colours", {"doc_to_target": "{{(gold + 1) % 3}}"}),
+        ("colours", {"metric_list": mean_of("acc_norm", "acc")}),
+        ("saying", {"metric_list": mean_of("exact_match", ignore_case=True)}),
+        ("saying", {"filter_list": [{"name": "n", "filter": [{"function": "take_first"}]}]}),
+    ],
+    ids=["target", "metrics", "how they compare", "filters"],
+)
+def test_the_digest_follows_what_is_right(
+    name: str, more: dict[str, Any], definitions: Path, tmp_path: Path
+) -> None:
+    before = task_of(definitions, name).digest()
+    assert task_of(altered(definitions, tmp_path / "same", name), name).digest() == before
+    assert task_of(altered(definitions, tmp_path / "other", name, **more), name).digest() != before
+
+
+def test_the_digest_follows_the_functions_that_judge(definitions: Path, tmp_path: Path) -> None:
+    digests = []
+    for number, verdict in enumerate(("1.0", "1.0", "0.0")):
+        folder = altered(definitions, tmp_path / str(number), "saying")
+        judge = f"def judge(document, answers):\n    return {{'exact_match': {verdict}}}\n"
+        (folder / "judging.py").write_text(judge)
+        with (folder / "saying.yaml").open("a") as file:
+            file.write("process_results: !function judging.judge\n")
+        digests.append(task_of(folder, "saying").digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        ({"validation_split": "dev"}, {"search_split": "dev", "report_split": "test"}),
+        ({}, {}),
+    ],
+    ids=["the searched split", "the split that is cut in two"],
+)
+def test_examples_that_are_items_are_refused(
+    source: dict[str, str], settings: dict[str, str], definitions: Path, tmp_path: Path
+) -> None:
+    definition = yaml.safe_load((definitions / "colours.yaml").read_text())
+    del definition["fewshot_split"]
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump({**definition, **source}))
+    with pytest.raises(TaskError, match=r"items to be scored; .* too few for 2 shots\. Give shots"):
+        task_of(tmp_path, "colours", shots=2, **settings).check()
+    task_of(tmp_path, "colours", shots=0, **settings).check()
+    if not settings:  # those beyond the limit are free
+        few = task_of(tmp_path, "colours", shots=2, limit=12)
+        assert not any(shown(i.prompt) & set(range(12)) for i in every(few))
+
+
+def test_an_item_among_the_examples_is_never_shown(definitions: Path, tmp_path: Path) -> None:
+    definition = yaml.safe_load((definitions / "colours.yaml").read_text())
+    files = definition["dataset_kwargs"]["data_files"]
+    lines = [Path(files[name]).read_text().splitlines() for name in ("train", "test")]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([*lines[0][:3], *lines[1]]) + "\n")
+    files["train"] = str(mixed)
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump(definition))
+    asked = every(task_of(tmp_path, "colours", shots=3))
+    assert len(asked) == 24
+    assert all(shown(item.prompt) == {36, 37, 38} for item in asked)
+
+
+def every(task: HarnessTask) -> list[Any]:
+    return [*task.items("search"), *task.items("report")]
+
+
+def shown(prompt: str) -> set[int]:
+    """The numbers of the examples before a question."""
+    before = prompt.rpartition("Q: ")[0]
+    return {int(n) for n in re.findall(r"has number ([0-9]+)", before)}
+
+
+def test_a_metric_of_all_items_together_is_refused_before_anything_is_scored(
+    definitions: Path, tmp_path: Path
+) -> None:
+    def with_metrics(*names: str) -> Path:
+        metrics = [{"metric": name, "higher_is_better": True} for name in names]
+        folder = tmp_path / " ".join(names)
+        return altered(definitions, folder, "colours", metric_list=metrics)
+
+    together = with_metrics("f1", "mcc")
+    with pytest.raises(TaskError, match=r"metric: f1, mcc of colours is no number .* item: none"):
+        task_of(together, "colours").check()
+    both = with_metrics("f1", "acc")
+    with pytest.raises(TaskError, match=r"metric: f1 of colours is no number .* item: acc"):
+        task_of(both, "colours", metric="f1").check()
+    task_of(both, "colours").check()
+    translated = altered(definitions, tmp_path / "bleu", "saying", metric_list=[{"metric": "bleu"}])
+    with pytest.raises(TaskError, match="metric: bleu of saying"):
+        task_of(translated, "saying").check()
+
+
 def test_data_that_are_not_there_are_named_before_anything_is_scored(tmp_path: Path) -> None:
     define(tmp_path, "gone", {"test": str(tmp_path / "gone.jsonl")}, output_type="multiple_choice")
     remote = {"task": "remote", "dataset_path": "nobody/nothing", "test_split": "test"}
@@ -356,7 +495,72 @@ def test_without_the_harness_the_extra_is_named(
         task_of(definitions, "colours").check()
 
 
-def test_sampling_that_is_not_known_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("do_sample", [{}, {"do_sample": False}, {"do_sample": True}])
+@pytest.mark.parametrize("temperature", [{}, {"temperature": 0.0}, {"temperature": 0.7}])
+def test_a_completion_is_sampled_where_the_harness_samples(
+    do_sample: dict[str, bool], temperature: dict[str, float]
+) -> None:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from modelglue.evaluate.harness.model import _settings
+
+    asked = {"until": ["x"], **do_sample, **temperature}
+    found = _settings(asked)
+    theirs = normalize_gen_kwargs(asked)
+    assert ("temperature" in found) == theirs["do_sample"]
+    if theirs["do_sample"] and temperature:
+        assert found["temperature"] == theirs["temperature"]
+
+
+def test_maths_is_judged_as_by_strict_match() -> None:
+    """The suite's settings, beside the filter and the metric of the harness's own definition."""
+    import lm_eval
+    from lm_eval.api.metrics import exact_match_fn
+    from lm_eval.filters.extraction import RegexFilter
+
+    from modelglue.evaluate.encoding import before_stop
+    from modelglue.evaluate.kinds import Item, settings_of
+    from modelglue.evaluate.kinds.generate import Generate
+    from modelglue.evaluate.suites import gsm8k
+
+    place = Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml"
+    definition = yaml.safe_load(place.read_text())
+    strict = definition["filter_list"][0]
+    assert strict["name"] == "strict-match"
+    extract = RegexFilter(regex_pattern=strict["filter"][0]["regex_pattern"])
+    (metric,) = definition["metric_list"]
+    keys = ("ignore_case", "ignore_punctuation", "regexes_to_ignore")
+    rules = {key: metric[key] for key in keys}
+    assert gsm8k.SETTINGS["stop"] == definition["generation_kwargs"]["until"]
+
+    numbers = "2,018 2018 2018. 2018., 2018.,. 20.18 -2018 $2018 12018".split()
+    forms = ["#### {}", "####{}", "####  {}", "so #### {} #### 7", "#### 7 #### {}", "#### {}x"]
+    forms += ["{}", "#### {}\n\nQuestion: #### 7", "#### {}</s>", "#### ,{}", "#### {}\n."]
+    written = [form.format(number) for form in forms for number in numbers]
+    reference = "2000 + 18 = <<2000+18=2018>>2,018\n#### 2,018"
+    (answers,) = extract.apply([[before_stop(w, gsm8k.SETTINGS["stop"]) for w in written]], [{}])
+    expected = [
+        exact_match_fn(references=[reference], predictions=[answer], **rules)["exact_match"]
+        for answer in answers
+    ]
+
+    class Writing:
+        parameters_stored = parameters_active = 0
+
+        def generate(self, prompts: list[str], **_: Any) -> list[str]:
+            return prompts
+
+        loglikelihoods = text_likelihoods = None
+
+    items = [Item(w, w, {"prompt": w, "answer": reference}) for w in written]
+    settings = settings_of("generate", gsm8k.SETTINGS)
+    measured = Generate().score(Writing(), items, settings, None)  # type: ignore[arg-type]
+    assert measured.values == expected
+    assert 10 < sum(expected) < len(expected) - 10
+
+
+def test_sampling_that_is_not_known_is_refused(definitions: Path, tmp_path: Path) -> None:
     from modelglue.errors import EvaluationError
     from modelglue.evaluate.harness.model import _settings
 
@@ -369,5 +573,9 @@ def test_sampling_that_is_not_known_is_refused() -> None:
         "temperature": 0.2,
         "top_p": 0.9,
     }
+    unknown = {"until": [], "do_sample": True, "top_k": 5}
     with pytest.raises(EvaluationError, match="samples with top_k"):
-        _settings({"until": [], "do_sample": True, "top_k": 5})
+        _settings(unknown)
+    folder = altered(definitions, tmp_path / "sampling", "saying", generation_kwargs=unknown)
+    with pytest.raises(TaskError, match="task saying: the task samples with top_k"):
+        task_of(folder, "saying").check()
