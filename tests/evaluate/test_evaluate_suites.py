@@ -543,7 +543,7 @@ def test_names_that_are_none_are_refused_with_the_known_ones() -> None:
     given = {"suite": "paper", "tasks": [["mmlu"], {"name": "arc"}, 5, "mbp"]}
     assert not parse_tasks([given], root=Path(), problems=problems)
     assert [problem.split("Known")[0] for problem in problems] == [
-        "tasks[0].tasks: there is no ['mmlu']. ",
+        "tasks[0].tasks: there is no ['mmlu']; did you mean \"mmlu\"?. ",
         "tasks[0].tasks: there is no {'name': 'arc'}. ",
         "tasks[0].tasks: there is no 5. ",
         "tasks[0].tasks: there is no 'mbp'; did you mean \"mbpp\"?. ",
