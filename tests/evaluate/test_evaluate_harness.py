@@ -460,6 +460,8 @@ def test_without_the_harness_the_extra_is_named(
     definitions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "modelglue.evaluate.harness.items", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(TaskError, match=r"not installed .*pip install 'modelglue\[harness\]'"):
         task_of(definitions, "colours").check()

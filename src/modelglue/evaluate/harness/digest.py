@@ -13,8 +13,8 @@ from lm_eval.api.task import Task
 from modelglue.evaluate.harness.items import HarnessItem
 from modelglue.evaluate.task import SplitName
 
-# Where the data come from; the items say what they are.
-_PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset")
+# Where data and definition come from: the items and the rest say what they are.
+_PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
 
 
 def digest(splits: Mapping[SplitName, Sequence[HarnessItem]], metric: str | None) -> str:
