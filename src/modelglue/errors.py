@@ -124,7 +124,7 @@ class RunError(ModelGlueError):
 
 
 class SandboxUnavailable(RunError):
-    """Untrusted code would have to run unprotected."""
+    """Untrusted code would have to run unprotected, or its sandbox fails by itself."""
 
 
 class EvaluationError(RunError):

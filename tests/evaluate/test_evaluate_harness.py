@@ -1,6 +1,8 @@
 """Tasks of lm-evaluation-harness against the harness itself, on local files, without a network."""
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -218,10 +220,14 @@ def test_a_mixture_is_scored_as_the_experts_that_it_asks(
     task = task_of(definitions, "saying")
     own, others = whole(task, model), whole(task, other)
     assert own != others
+    text = ["Say 3: " * 100]
     for speaker, expected in (("model", own), ("other", others)):
         prompts = {name: speaking if name == speaker else choosing for name in folders}
         mix(folders, prompts, tmp_path / f"{speaker} speaks")
-        assert whole(task, Bundle.load(tmp_path / f"{speaker} speaks")) == expected
+        bundle = Bundle.load(tmp_path / f"{speaker} speaks")
+        assert whole(task, bundle) == expected
+        silent = bundle.expert(bundle.route([""])[0].expert)
+        assert bundle.text_likelihoods(text) == silent.text_likelihoods(text)
 
 
 def test_a_group_is_one_task_with_all_its_members_items(
@@ -316,6 +322,109 @@ def test_the_digest_follows_the_data_and_the_settings(definitions: Path, tmp_pat
     assert task_of(tmp_path, "shades").digest() != before
 
 
+def altered(definitions: Path, folder: Path, name: str, **more: Any) -> Path:
+    """Another folder in which a task is defined a little otherwise."""
+    shutil.copytree(definitions, folder)
+    definition = yaml.safe_load((definitions / f"{name}.yaml").read_text())
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({**definition, **more}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("colours", {"doc_to_target": "{{(gold + 1) % 3}}"}),
+        ("colours", {"metric_list": mean_of("acc_norm", "acc")}),
+        ("saying", {"metric_list": mean_of("exact_match", ignore_case=True)}),
+        ("saying", {"filter_list": [{"name": "n", "filter": [{"function": "take_first"}]}]}),
+    ],
+    ids=["target", "metrics", "how they compare", "filters"],
+)
+def test_the_digest_follows_what_is_right(
+    name: str, more: dict[str, Any], definitions: Path, tmp_path: Path
+) -> None:
+    before = task_of(definitions, name).digest()
+    assert task_of(altered(definitions, tmp_path / "same", name), name).digest() == before
+    assert task_of(altered(definitions, tmp_path / "other", name, **more), name).digest() != before
+
+
+def test_the_digest_follows_the_functions_that_judge(definitions: Path, tmp_path: Path) -> None:
+    digests = []
+    for number, verdict in enumerate(("1.0", "1.0", "0.0")):
+        folder = altered(definitions, tmp_path / str(number), "saying")
+        judge = f"def judge(document, answers):\n    return {{'exact_match': {verdict}}}\n"
+        (folder / "judging.py").write_text(judge)
+        with (folder / "saying.yaml").open("a") as file:
+            file.write("process_results: !function judging.judge\n")
+        digests.append(task_of(folder, "saying").digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        ({"validation_split": "dev"}, {"search_split": "dev", "report_split": "test"}),
+        ({}, {}),
+    ],
+    ids=["the searched split", "the split that is cut in two"],
+)
+def test_examples_that_are_items_are_refused(
+    source: dict[str, str], settings: dict[str, str], definitions: Path, tmp_path: Path
+) -> None:
+    definition = yaml.safe_load((definitions / "colours.yaml").read_text())
+    del definition["fewshot_split"]
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump({**definition, **source}))
+    with pytest.raises(TaskError, match=r"items to be scored; .* too few for 2 shots\. Give shots"):
+        task_of(tmp_path, "colours", shots=2, **settings).check()
+    task_of(tmp_path, "colours", shots=0, **settings).check()
+    if not settings:  # those beyond the limit are free
+        few = task_of(tmp_path, "colours", shots=2, limit=12)
+        assert not any(shown(i.prompt) & set(range(12)) for i in every(few))
+
+
+def test_an_item_among_the_examples_is_never_shown(definitions: Path, tmp_path: Path) -> None:
+    definition = yaml.safe_load((definitions / "colours.yaml").read_text())
+    files = definition["dataset_kwargs"]["data_files"]
+    lines = [Path(files[name]).read_text().splitlines() for name in ("train", "test")]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([*lines[0][:3], *lines[1]]) + "\n")
+    files["train"] = str(mixed)
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump(definition))
+    asked = every(task_of(tmp_path, "colours", shots=3))
+    assert len(asked) == 24
+    assert all(shown(item.prompt) == {36, 37, 38} for item in asked)
+
+
+def every(task: HarnessTask) -> list[Any]:
+    return [*task.items("search"), *task.items("report")]
+
+
+def shown(prompt: str) -> set[int]:
+    """The numbers of the examples before a question."""
+    before = prompt.rpartition("Q: ")[0]
+    return {int(n) for n in re.findall(r"has number ([0-9]+)", before)}
+
+
+def test_a_metric_of_all_items_together_is_refused_before_anything_is_scored(
+    definitions: Path, tmp_path: Path
+) -> None:
+    def with_metrics(*names: str) -> Path:
+        metrics = [{"metric": name, "higher_is_better": True} for name in names]
+        folder = tmp_path / " ".join(names)
+        return altered(definitions, folder, "colours", metric_list=metrics)
+
+    together = with_metrics("f1", "mcc")
+    with pytest.raises(TaskError, match=r"metric: f1, mcc of colours is no number .* item: none"):
+        task_of(together, "colours").check()
+    both = with_metrics("f1", "acc")
+    with pytest.raises(TaskError, match=r"metric: f1 of colours is no number .* item: acc"):
+        task_of(both, "colours", metric="f1").check()
+    task_of(both, "colours").check()
+    translated = altered(definitions, tmp_path / "bleu", "saying", metric_list=[{"metric": "bleu"}])
+    with pytest.raises(TaskError, match="metric: bleu of saying"):
+        task_of(translated, "saying").check()
+
+
 def test_data_that_are_not_there_are_named_before_anything_is_scored(tmp_path: Path) -> None:
     define(tmp_path, "gone", {"test": str(tmp_path / "gone.jsonl")}, output_type="multiple_choice")
     remote = {"task": "remote", "dataset_path": "nobody/nothing", "test_split": "test"}
@@ -351,12 +460,14 @@ def test_without_the_harness_the_extra_is_named(
     definitions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "modelglue.evaluate.harness.items", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(TaskError, match=r"not installed .*pip install 'modelglue\[harness\]'"):
         task_of(definitions, "colours").check()
 
 
-def test_sampling_that_is_not_known_is_refused() -> None:
+def test_sampling_that_is_not_known_is_refused(definitions: Path, tmp_path: Path) -> None:
     from modelglue.errors import EvaluationError
     from modelglue.evaluate.harness.model import _settings
 
@@ -369,5 +480,9 @@ def test_sampling_that_is_not_known_is_refused() -> None:
         "temperature": 0.2,
         "top_p": 0.9,
     }
+    unknown = {"until": [], "do_sample": True, "top_k": 5}
     with pytest.raises(EvaluationError, match="samples with top_k"):
-        _settings({"until": [], "do_sample": True, "top_k": 5})
+        _settings(unknown)
+    folder = altered(definitions, tmp_path / "sampling", "saying", generation_kwargs=unknown)
+    with pytest.raises(TaskError, match="task saying: the task samples with top_k"):
+        task_of(folder, "saying").check()

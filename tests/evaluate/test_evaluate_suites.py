@@ -12,12 +12,16 @@ import pytest
 import yaml
 
 from modelglue.errors import ConfigError, TaskError
+from modelglue.evaluate.encoding import before_stop
+from modelglue.evaluate.kinds import Item, kinds, settings_of
 from modelglue.evaluate.model import Likelihood
-from modelglue.evaluate.sandbox import probe
+from modelglue.evaluate.sandbox import Limits, Outcome, probe
+from modelglue.evaluate.suites import humanevalpack as humanevalpack_suite
 from modelglue.evaluate.suites import mbpp, published
 from modelglue.evaluate.suites.paper import PAPER
 from modelglue.evaluate.suites.published import Published, read_rows
 from modelglue.evaluate.suites.task import SuiteTask, SuiteTaskConfig
+from modelglue.evaluate.task_config import parse_tasks
 from modelglue.recipe.evaluate import tasks_of
 
 Records = list[dict[str, Any]]
@@ -297,14 +301,14 @@ def test_winogrande_asks_as_the_harness_does(data: Path, definitions: Path) -> N
         assert item.record["answer"] == harness.doc_to_text(record)
 
 
-def test_an_answer_is_right_with_or_without_commas_and_dollars(data: Path) -> None:
+def test_an_answer_is_right_with_or_without_commas_if_it_comes_first(data: Path) -> None:
     task = task_of("gsm8k", data)
 
     def answer(prompt: str, form: str) -> str:
         number = int(prompt.rpartition("Tom has ")[2].split()[0]) + 2000
         return f" So it is\n#### {form.format(number)}\n\nQuestion: #### 5"
 
-    for form, value in (("{:,}", 1), ("{}", 1), ("${:,}.", 1), ("1{}", 0), ("x", 0)):
+    for form, value in (("{:,}", 1), ("{}.", 1), ("${}", 0), ("1{}", 0), ("{} #### 5", 1)):
         model = Knowing(lambda prompt, form=form: answer(prompt, form))
         assert task.evaluate(model, "report").mean == value
 
@@ -327,6 +331,33 @@ def test_code_runs_in_the_published_form_sampled_as_in_the_paper(data: Path) -> 
 
     scores = task_of("mbpp", data).evaluate(Knowing(add), "search", sandbox=sandbox)
     assert scores.values == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "more", ["const other = 1;", "let a;", "var b;", "module.exports = {", "function g() {"]
+)
+def test_a_completion_in_javascript_ends_where_the_next_thing_begins(more: str) -> None:
+    own = "  const inner = 1;\n  let more = 2;\n  return inner + more;\n}\n"
+    assert before_stop(f"{own}\n{more}", humanevalpack_suite.SETTINGS["stop"]) == own
+
+
+def test_a_program_may_compute_as_long_as_its_task_says() -> None:
+    """Longer than the time on the clock of a program of which nothing is said."""
+    seen: list[Limits] = []
+
+    class Watching:
+        name = "watching"
+
+        def run(self, programs: Any, *, limits: Limits, isolation: str = "batch") -> list[Outcome]:
+            seen.append(limits)
+            return [Outcome(True, "passed") for _ in programs]
+
+    item = Item("1", "1", {"prompt": "x = ", "tests": "assert x"})
+    settings = settings_of("code", {"seconds": 100})
+    measured = kinds["code"]().score(Knowing(lambda _: "1"), [item], settings, Watching())
+    assert measured.values == [1.0]
+    assert [limits.seconds for limits in seen] == [100]
+    assert seen[0].wall_seconds > 100
 
 
 def test_multiple_choice_is_scored_by_the_papers_metric(data: Path) -> None:
@@ -427,6 +458,23 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes, message: str, tmp_p
         task_of("gsm8k", tmp_path).check()
 
 
+def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    good = gzip.compress("".join(json.dumps(humaneval(n)) + "\n" for n in range(99)).encode())
+    write(tmp_path / "humanevalpack/humanevalpack_js.jsonl", [humanevalpack(n) for n in range(5)])
+    place = tmp_path / "humaneval/HumanEval.jsonl.gz"
+    place.parent.mkdir()
+    for damaged in (good[:10] + b"\xff" * 40 + good[50:], good[:-20], b"x" + good):
+        place.write_bytes(damaged)
+        with pytest.raises(TaskError, match=r"HumanEval\.jsonl\.gz: cannot be read"):
+            task_of("humaneval", tmp_path).check()
+
+
+def test_a_problem_without_tests_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "mbpp/mbpp.jsonl", [mbpp_record(11), {**mbpp_record(511), "test_list": []}])
+    with pytest.raises(TaskError, match=r"mbpp\.jsonl:2: test_list: is empty"):
+        task_of("mbpp", tmp_path).check()
+
+
 def test_wrong_answers_and_blanks_are_named(tmp_path: Path) -> None:
     write(tmp_path / "arc/ARC-Challenge/test.jsonl", [{**arc(0), "answerKey": "E"}])
     write(tmp_path / "tinyAI2_arc/test.jsonl", [{**arc(1), "answerKey": "1"}])
@@ -488,6 +536,18 @@ def test_a_suite_is_six_tasks_and_its_own_split_is_scored(data: Path) -> None:
         tasks_of([], suites=["paper-proxy"], data=data, split="report")
     with pytest.raises(ConfigError, match="name a task or a suite"):
         tasks_of([])
+
+
+def test_names_that_are_none_are_refused_with_the_known_ones() -> None:
+    problems: list[str] = []
+    given = {"suite": "paper", "tasks": [["mmlu"], {"name": "arc"}, 5, "mbp"]}
+    assert not parse_tasks([given], root=Path(), problems=problems)
+    assert [problem.split("Known")[0] for problem in problems] == [
+        "tasks[0].tasks: there is no ['mmlu']; did you mean \"mmlu\"?. ",
+        "tasks[0].tasks: there is no {'name': 'arc'}. ",
+        "tasks[0].tasks: there is no 5. ",
+        "tasks[0].tasks: there is no 'mbp'; did you mean \"mbpp\"?. ",
+    ]
 
 
 def test_a_task_of_the_harness_is_named_on_the_command_line_and_taken_whole() -> None:

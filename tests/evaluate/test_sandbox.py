@@ -401,6 +401,28 @@ def test_a_program_cannot_take_time_from_its_keeper(sandbox: Sandbox) -> None:
     assert not run(sandbox, source).passed
 
 
+def test_no_file_is_made_to_signal_a_process(sandbox: Sandbox) -> None:
+    """The kernel sends a file's signals on behalf of whoever asked for them, to whomever."""
+    source = (
+        "import fcntl, os, socket, struct\n"
+        "file, me, done = socket.socketpair()[0], os.getpid(), []\n"
+        "def attempt(call, command, argument):\n"
+        "    try: call(file, command, argument)\n"
+        "    except PermissionError: return\n"
+        "    done.append(command)\n"
+        "attempt(fcntl.fcntl, fcntl.F_SETOWN, me)\n"
+        "attempt(fcntl.fcntl, 15, struct.pack('ii', 1, me))  # F_SETOWN_EX\n"
+        "attempt(fcntl.fcntl, 10, 9)  # F_SETSIG\n"
+        "attempt(fcntl.ioctl, 0x8901, struct.pack('i', me))  # FIOSETOWN\n"
+        "attempt(fcntl.ioctl, 0x8902, struct.pack('i', me))  # SIOCSPGRP\n"
+        "flags = fcntl.fcntl(file, fcntl.F_GETFL)\n"
+        "fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_NONBLOCK)\n"
+        "fcntl.ioctl(file, 0x541B, bytes(4))  # FIONREAD\n"
+        "assert not done, done\n"
+    )
+    assert run(sandbox, source) == Outcome(True, "passed", "")
+
+
 @pytest.mark.parametrize(
     "mess",
     [

@@ -128,6 +128,69 @@ def test_javascript_passes_and_fails_by_its_assertions() -> None:
         assert [outcome.passed for outcome in outcomes] == [True] + [False] * 9
 
 
+ASSERTS, REQUIRES = "console.assert(1 === 2)", "require('assert').strictEqual(1, 2)"
+LATER = "setTimeout(() => console.assert(false), 1)"
+REJECTS = "(async () => require('assert')(false))()"
+COMPARES = "console.assert(JSON.stringify([1]) === JSON.stringify([2]))"
+# What a completion might do to the tests that follow it.
+SILENCED = {
+    "an assertion that does nothing": ("console.assert = () => {}", ASSERTS),
+    "defined anew": ("Object.defineProperty(console, 'assert', { value() {} })", ASSERTS),
+    "another console": ("console = { assert() {} }", ASSERTS),
+    "another global console": ("globalThis.console = { assert() {} }", ASSERTS),
+    "a console of its own": ("const console = { assert() {} }", ASSERTS),
+    "a variable of that name": ("var console = { assert() {} }", ASSERTS),
+    "a function of that name": ("function console() {}\nconsole.assert = () => {}", ASSERTS),
+    "a return": ("return", ASSERTS),
+    "an exit": ("process.exit(0)", ASSERTS),
+    "an exit within an error": ("Error = function () { process.exit(0) }", ASSERTS),
+    "errors that are heard": ("process.on('uncaughtException', () => {})", LATER),
+    "errors that nobody else hears": (
+        "process.removeAllListeners('uncaughtException')\n"
+        "process.on('uncaughtException', () => {})",
+        LATER,
+    ),
+    "rejections that are heard": ("process.on('unhandledRejection', () => {})", REJECTS),
+    "another module in the cache": (
+        "require.cache.assert = { exports: { strictEqual() {} }, loaded: true }",
+        REQUIRES,
+    ),
+    "another loader": ("require('module')._load = () => ({ strictEqual() {} })", REQUIRES),
+    "another require": ("require = () => ({ strictEqual() {} })", REQUIRES),
+    "a require of its own": ("function require() { return { strictEqual() {} } }", REQUIRES),
+    "methods that do nothing": ("require('assert').strictEqual = () => {}", REQUIRES),
+    "texts that are all the same": ("JSON.stringify = () => ''", COMPARES),
+    "another JSON": ("globalThis.JSON = { stringify() {} }", COMPARES),
+    "failures that are caught": ("", f"try {{ {ASSERTS} }} catch {{}}"),
+}
+
+
+@pytest.mark.skipif(interpreter.node() is None, reason="there is no node")
+def test_no_completion_silences_its_tests_in_javascript() -> None:
+    programs = [Program("\n".join(parts), "javascript") for parts in SILENCED.values()]
+    outcomes = zip(SILENCED, probe(unsafe=True).run(programs), strict=True)
+    assert [name for name, outcome in outcomes if outcome.passed] == []
+
+
+@pytest.mark.skipif(interpreter.node() is None, reason="there is no node")
+def test_ordinary_javascript_goes_on_working() -> None:
+    sources = [
+        "const fs = require('fs'), { strictEqual } = require('node:assert')\n"
+        "require('assert').deepStrictEqual([1], [1])\nstrictEqual(typeof fs.statSync, 'function')",
+        "module.exports = { f: () => 1 }\nconsole.assert(module.exports.f() === 1)",
+        "exports.f = () => 1\nconsole.assert(__filename.endsWith('program.js'))",
+        "const lines = []\nconsole.log = (line) => lines.push(line)\nconsole.log('x')\n"
+        "console.assert(lines.length === 1 && require('util').inspect(lines) === \"[ 'x' ]\")",
+        "'use strict'\nvar path = require('path'), self = 1\nlet name = 'x'\n"
+        "console.assert(path.join(name, 'y') === 'x/y')",
+        "import('fs').then((fs) => console.assert(fs.existsSync('.')))",
+        "require('fs').writeFileSync('five.js', 'module.exports = 5')\n"
+        "require('assert')(require('./five') === 5)",
+    ]
+    outcomes = probe(unsafe=True).run([Program(source, "javascript") for source in sources])
+    assert [outcome.detail for outcome in outcomes if not outcome.passed] == []
+
+
 def test_a_killed_caller_leaves_no_process_behind() -> None:
     script = (
         "from modelglue.evaluate.sandbox import *\n"

@@ -102,6 +102,23 @@ class Encoder:
             for head, texts in zip(heads, continuations, strict=True)
         ]
 
+    def windows(self, text: str) -> tuple[Continued, ...]:
+        """A whole text in pieces that the model's context holds, each token scored in one of them.
+
+        As lm-evaluation-harness cuts a text: every piece is as long as the context allows. The
+        first begins behind one token that stands for nothing, also where the tokenizer puts that
+        token before the text itself; each other one behind the token before it, the last behind as
+        many as there is room for. A text without tokens has no pieces.
+        """
+        tokens, room = self.encode([text])[0], self.max_length
+        whole = self._nothing() + tokens
+        ends = [*range(room, len(tokens), room), len(tokens)] if tokens else []
+        begins = [0, *ends]
+        return tuple(
+            Continued(whole[max(0, end - room) : end + 1], begin - max(0, end - room) + 1)
+            for begin, end in zip(begins, ends, strict=False)
+        )
+
     def decode(self, prompt: Tokens, completion: Sequence[int]) -> str:
         """The text that `completion` adds to `prompt`, special tokens left out.
 

@@ -141,21 +141,16 @@ class FileTask:
         if problems:
             raise TaskError(f"task {self.name}: {shown(problems)}")
 
-    def check_disjoint(self) -> None:
-        """Refuse a task whose splits share an id, a question or a group.
-
-        Raises:
-            TaskError: with every item of the report split that stands in the search split.
-        """
-        if problems := overlaps(self._split("search"), self._split("report"), self._kind):
-            raise TaskError(f"task {self.name}: {shown(problems)}")
-
     def items(self, split: SplitName) -> tuple[Item, ...]:
         """See `Task.items`: in the order of the file."""
         read = self._split(split)
         if read.problems:
             raise TaskError(f"task {self.name}: {shown(read.problems)}")
         return read.items
+
+    def question(self, item: Item) -> str:
+        """See `Task.question`."""
+        return self._kind.question(item.record)
 
     def evaluate(
         self,

@@ -152,6 +152,18 @@ class HuggingFaceModel:
             for texts, numbers in zip(continuations, found, strict=True)
         ]
 
+    def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """See `LanguageModel.text_likelihoods`."""
+        windows = [self._encoder.windows(text) for text in texts]
+        with _memory():
+            found = iter(
+                self._scorer.score(
+                    [(window,) for of_text in windows for window in of_text],
+                    batch_size=self.batch_size,
+                )
+            )
+        return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -47,6 +47,14 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """The log-likelihood of each whole text, however long: Σ log p of its tokens.
+
+        Raises:
+            EvaluationError: the model gave NaN.
+        """
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -69,6 +69,13 @@ class Task(Protocol):
         """
         ...
 
+    def question(self, item: Item) -> str:
+        """What one of its items asks, without examples; its parts stand behind "\\0".
+
+        Items that ask the same are the same, whatever their tasks.
+        """
+        ...
+
     def evaluate(
         self,
         model: LanguageModel,

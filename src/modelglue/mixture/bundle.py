@@ -196,6 +196,14 @@ class Bundle:
 
         return self._by_expert(contexts, ask)
 
+    def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """The log-likelihood of each text by the expert that an empty prompt goes to."""
+
+        def ask(expert: HuggingFaceModel, chosen: Sequence[int]) -> list[float]:
+            return expert.text_likelihoods([texts[i] for i in chosen])
+
+        return self._by_expert([""] * len(texts), ask)
+
     def generate(
         self,
         prompts: Sequence[str],

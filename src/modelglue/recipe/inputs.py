@@ -9,6 +9,7 @@ from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.errors import CheckpointError, ConfigError, RunConflict, TaskError
+from modelglue.evaluate.overlaps import overlaps_across
 from modelglue.evaluate.sandbox import Sandbox, probe
 from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.task import Task
@@ -49,8 +50,13 @@ class Inputs:
 
 
 @contextmanager
-def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
+def open_inputs(config: RecipeConfig, *, share: int | None = None) -> Iterator[Inputs]:
     """Open every model's headers, read and check every task, find a sandbox.
+
+    Args:
+        share: of the machine's cores, for a worker beside others: so many programs run side by
+            side, and what whoever sent it has compared (the tasks with each other) is left. None
+            for all cores, and all checks.
 
     Raises:
         ConfigError: with everything that cannot be used.
@@ -79,11 +85,14 @@ def open_inputs(config: RecipeConfig) -> Iterator[Inputs]:
                 task.check()
             except TaskError as error:
                 problems.append(str(error).replace("\n", "\n  "))
+        if share is None and not problems:
+            problems += overlaps_across(tasks)
         if problems:
             raise ConfigError(problems)
         division = divide(tasks, config.search.validation)
         runs_code = any(task.runs_code for task in tasks)
-        sandbox = Remembering(probe(unsafe=config.unsafe_code)) if runs_code else None
+        probed = probe(unsafe=config.unsafe_code, cores=share) if runs_code else None
+        sandbox = None if probed is None else Remembering(probed)
         models = {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
         yield Inputs(models, base, tasks, division, sandbox)
 

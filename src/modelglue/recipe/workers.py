@@ -97,7 +97,7 @@ class Station:
             device=device_of(self.config.device, here, torch.cuda.device_count),
         )
         stack = ExitStack()
-        inputs = stack.enter_context(open_inputs(config))
+        inputs = stack.enter_context(open_inputs(config, share=here.threads))
         most = max(model.parameters for model in inputs.models.values())
         stack.enter_context(threads_for(most))
         # On a device of its own a worker may fill it; the machine's memory is shared.

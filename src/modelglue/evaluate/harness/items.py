@@ -1,9 +1,7 @@
 """A task of lm-evaluation-harness: loaded, its prompts written, its items cut into two splits."""
 
 import contextlib
-import hashlib
 import io
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -12,13 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 from datasets.exceptions import DatasetsError
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from modelglue.errors import TaskError
+from modelglue.evaluate.harness.documents import asked, keep_apart
 from modelglue.evaluate.harness.task import HarnessConfig
 from modelglue.evaluate.kinds import Item
 from modelglue.evaluate.task import SplitName
@@ -26,8 +24,6 @@ from modelglue.registry import nearest
 
 # The harness's own seed for drawing examples, so that prompts are the same as there.
 _SHOTS_SEED = 1234
-# Fields that tell two copies of a question apart without being part of it.
-_NAMES = {"id", "idx", "ind", "index", "doc_id", "qid", "question_id", "guid", "uuid", "task_id"}
 _UNSAFE = (
     "{name} runs model-written code outside any sandbox; for MBPP and HumanEval take suite: paper, "
     "else a task file of kind code"
@@ -69,13 +65,12 @@ def load(config: HarnessConfig) -> dict[SplitName, tuple[HarnessItem, ...]]:
             models don't do.
     """
     if config.search_split is None:
-        items = _items(config, None)
+        (items,) = _parts(config, None)
         search = [each for each in items if _place(each.item.group) < config.search_share]
         report = [each for each in items if _place(each.item.group) >= config.search_share]
     else:
-        report = _items(config, config.report_split)
+        report, search = _parts(config, config.report_split, config.search_split)
         standing = {each.item.group for each in report}
-        search = _items(config, config.search_split)
         search = [each for each in search if each.item.group not in standing]
     wanted: dict[SplitName, bool] = {
         "search": config.search_share > 0,
@@ -91,39 +86,58 @@ def load(config: HarnessConfig) -> dict[SplitName, tuple[HarnessItem, ...]]:
     return splits
 
 
-def digest(splits: Mapping[SplitName, Sequence[HarnessItem]], metric: str | None) -> str:
-    """Changes with the requests, with what is right, with the metric, and with the harness."""
-    content = [lm_eval.__version__, metric] + [
-        [split, each.item.id, each.item.group, [repr(request.args) for request in each.requests]]
-        for split, items in splits.items()
-        for each in items
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def question(each: HarnessItem) -> str:
+    """What an item asks, as our own kinds put it: its text without examples, the right answer.
+
+    Raises:
+        TaskError: the task's templates don't give them.
+    """
+    task, document = each.task, each.requests[0].doc
+    try:
+        text = task.doc_to_text(document)
+        if each.requests[0].request_type == "generate_until":
+            return str(text)
+        target = task.doc_to_target(document)
+        has_choices = task.get_config("doc_to_choice") is not None
+        choices = task.doc_to_choice(document) if has_choices else []
+    except _LOADING_ERRORS as error:
+        raise _unwritten(task, error) from error
+    if has_choices and isinstance(text, int):  # the choices are beginnings, the target their end
+        return "\0".join(map(str, [*choices, target]))
+    if isinstance(target, int) and 0 <= target < len(choices):
+        target = choices[target]
+    return f"{text}\0{target}"
 
 
-def _items(config: HarnessConfig, split: str | None) -> list[HarnessItem]:
+def _parts(config: HarnessConfig, *splits: str | None) -> list[list[HarnessItem]]:
+    """The items of the dataset's splits of these names; None is the one that the task names."""
     with _quietly():
-        members = _members(config)
-        items = []
-        for task in members:
-            found = _requests(task, config, split)
-            _remember(task)
-            where = f"{split}/" if split is not None else ""
-            if len(members) > 1:
-                where = f"{task.task_name}/{where}"
-            items += [
-                HarnessItem(
-                    Item(f"{where}{number}", _asked(requests[0].doc), _shown(requests)),
-                    task,
-                    tuple(requests),
-                )
-                for number, requests in found.items()
-            ]
+        members = [_members(config, split) for split in splits]
+        keep_apart([task for tasks in members for task in tasks], config.limit)
+        return [_items(config, *each) for each in zip(members, splits, strict=True)]
+
+
+def _items(config: HarnessConfig, members: Sequence[Task], split: str | None) -> list[HarnessItem]:
+    items = []
+    for task in members:
+        found = _requests(task, config)
+        _remember(task)
+        where = f"{split}/" if split is not None else ""
+        if len(members) > 1:
+            where = f"{task.task_name}/{where}"
+        items += [
+            HarnessItem(
+                Item(f"{where}{number}", asked(requests[0].doc), _shown(requests)),
+                task,
+                tuple(requests),
+            )
+            for number, requests in found.items()
+        ]
     return items
 
 
-def _members(config: HarnessConfig) -> list[Task]:
-    """The tasks of this name: one, or a group's."""
+def _members(config: HarnessConfig, split: str | None) -> list[Task]:
+    """The tasks of this name, one or a group's, set up to ask what is in a split."""
     name, include = config.harness, None if config.include is None else str(config.include)
     if include is not None and not Path(include).is_dir():
         raise TaskError(f"include: {include} is no folder")
@@ -141,6 +155,7 @@ def _members(config: HarnessConfig) -> list[Task]:
         members = _loaded(manager, name)
     for task in members:
         _refuse(task, config)
+        _set_up(task, config, split)
     return members
 
 
@@ -189,8 +204,8 @@ def _refuse(task: Task, config: HarnessConfig) -> None:
         raise TaskError(f"shots: {name} is defined without examples and takes none")
 
 
-def _requests(task: Task, config: HarnessConfig, split: str | None) -> dict[int, list[Instance]]:
-    """What the harness asks about each of its documents, by their number."""
+def _set_up(task: Task, config: HarnessConfig, split: str | None) -> None:
+    """Let it ask what is in a split, with as many examples as are wanted."""
     if split is not None:
         there = list(getattr(task, "dataset", None) or {})
         if split not in there:
@@ -202,10 +217,14 @@ def _requests(task: Task, config: HarnessConfig, split: str | None) -> dict[int,
     if config.shots is not None:
         task.set_config("num_fewshot", config.shots)
     task.set_fewshot_seed(_SHOTS_SEED)
+
+
+def _requests(task: Task, config: HarnessConfig) -> dict[int, list[Instance]]:
+    """What the harness asks about each of its documents, by their number."""
     try:
         task.build_all_requests(limit=config.limit)
     except _LOADING_ERRORS as error:
-        raise TaskError(f"{task.task_name}: its prompts cannot be made: {error}") from error
+        raise _unwritten(task, error) from error
     found: dict[int, list[Instance]] = {}
     for request in task.instances:
         found.setdefault(request.doc_id, []).append(request)
@@ -242,12 +261,8 @@ def _shown(requests: Sequence[Instance]) -> dict[str, Any]:
     return {"prompt": str(requests[0].args[0])}
 
 
-def _asked(document: Any) -> str:
-    """A digest of what a document says, whatever it is called."""
-    if isinstance(document, Mapping):
-        document = {k: v for k, v in document.items() if str(k).lower() not in _NAMES}
-    content = json.dumps(document, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _unwritten(task: Task, error: Exception) -> TaskError:
+    return TaskError(f"{task.task_name}: its prompts cannot be made: {error}")
 
 
 def _place(asked: str) -> float:

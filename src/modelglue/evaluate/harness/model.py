@@ -43,10 +43,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # the harness is untyped
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """Log-likelihood of whole texts, each of which must fit into the model's context."""
+        """Log-likelihood of whole texts, those longer than the model's context in pieces."""
         texts = list(dict.fromkeys(request.args[0] for request in requests))
-        found = self._model.loglikelihoods([""] * len(texts), [[text] for text in texts])
-        totals = dict(zip(texts, (row[0].total for row in found), strict=True))
+        totals = dict(zip(texts, self._model.text_likelihoods(texts), strict=True))
         return [totals[request.args[0]] for request in requests]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -78,13 +77,16 @@ def _settings(asked: dict[str, Any]) -> dict[str, Any]:
         "max_new_tokens": int(lengths[0]) if lengths else _MOST_TOKENS,
         "stop": [until] if isinstance(until, str) else [text for text in until if text],
     }
-    if not asked.get("do_sample"):
+    temperature = asked.get("temperature")
+    # As the harness does: a temperature says enough, unless sampling is forbidden.
+    samples = asked["do_sample"] if asked.get("do_sample") is not None else bool(temperature)
+    if not samples:
         return settings
     if unknown := sorted(set(asked) - _SAMPLING):
         raise EvaluationError(
             f"the task samples with {', '.join(unknown)}, which is not known here"
         )
     return settings | {
-        "temperature": float(asked.get("temperature", 1.0)),
+        "temperature": 1.0 if temperature is None else float(temperature),
         "top_p": float(asked.get("top_p", 1.0)),
     }

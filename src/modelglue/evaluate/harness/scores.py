@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from modelglue.errors import EvaluationError
+from modelglue.errors import EvaluationError, TaskError
 from modelglue.evaluate.harness.items import HarnessItem
 from modelglue.evaluate.harness.model import HarnessModel
-from modelglue.evaluate.model import LanguageModel
+from modelglue.evaluate.model import LanguageModel, Likelihood
 from modelglue.evaluate.scores import TaskScores
 
 _FIRST = ("acc_norm", "acc", "exact_match")
@@ -41,6 +41,49 @@ def score(
         groups=tuple(each.item.group for each in items),
         metrics={key: tuple(numbers[key] for numbers in found) for key in shared},
     )
+
+
+def require_numbers(items: Sequence[HarnessItem], metric: str | None) -> None:
+    """Refuse tasks whose metric is no number of a single item, before a model is there.
+
+    One item of each task is judged, with answers that know nothing.
+
+    Raises:
+        TaskError: says which numbers an item has; or what it asks that no model here does.
+    """
+    shared: list[str] | None = None
+    for each in {id(each.task): each for each in items}.values():
+        try:
+            (found,) = _judged([each], _Blank())
+        except EvaluationError as error:
+            raise TaskError(str(error)) from error
+        except Exception:  # noqa: BLE001 - a task's own code, which a blank answer may well upset
+            continue
+        shared = [key for key in (found if shared is None else shared) if key in found]
+    if shared is None or _main(shared, metric) is not None:
+        return
+    name, known = items[0].task.task_name, ", ".join(items[0].task.higher_is_better())
+    raise TaskError(
+        f"metric: {metric or known} of {name} is no number of a single item, and a score is their "
+        f"mean. Numbers of an item: {', '.join(shared) or 'none'}"
+    )
+
+
+class _Blank:
+    """Answers whatever it is asked."""
+
+    parameters_stored = parameters_active = 0
+
+    def loglikelihoods(
+        self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        return [[Likelihood(-1.0, 1, 1, False) for _ in texts] for texts in continuations]
+
+    def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        return [-1.0 for _ in texts]
+
+    def generate(self, prompts: Sequence[str], **_: Any) -> list[str]:
+        return ["0" for _ in prompts]
 
 
 def _judged(items: Sequence[HarnessItem], model: LanguageModel) -> list[dict[str, float]]:

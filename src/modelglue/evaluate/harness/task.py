@@ -11,7 +11,7 @@ beside it. A perplexity counts as the log-likelihood that it is made of, for a t
 
 The items of the task's evaluation split are cut in two by a hash of what is asked; or
 `search_split` and `report_split` name two of the dataset's own splits, and what stands in both is
-left out of the search.
+left out of the search. Examples are those that the harness draws, but never an item of a split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,6 +133,7 @@ class HarnessTask:
     def __init__(self, config: HarnessConfig) -> None:
         self.config = config
         self._splits: Mapping[SplitName, tuple[HarnessItem, ...]] | None = None
+        self._by_id: Mapping[str, HarnessItem] | None = None
 
     @property
     def name(self) -> str:
@@ -176,10 +177,19 @@ class HarnessTask:
         )
 
     def digest(self) -> str:
-        """A digest of the requests, the metric and the harness's version."""
-        from modelglue.evaluate.harness.items import digest
+        """A digest of the requests, of how answers are judged, and the harness's version."""
+        from modelglue.evaluate.harness.digest import digest
 
         return digest(self._loaded(), self.config.metric)
+
+    def question(self, item: Item) -> str:
+        """See `Task.question`."""
+        from modelglue.evaluate.harness.items import question
+
+        if self._by_id is None:
+            every = (each for items in self._loaded().values() for each in items)
+            self._by_id = {each.item.id: each for each in every}
+        return question(self._by_id[item.id])
 
     def _split(self, split: SplitName) -> tuple["HarnessItem", ...]:
         if not (items := self._loaded()[split]):
@@ -190,13 +200,16 @@ class HarnessTask:
         if self._splits is None:
             try:
                 from modelglue.evaluate.harness.items import load
+                from modelglue.evaluate.harness.scores import require_numbers
             except ImportError as error:
                 raise TaskError(
                     f"task {self.name} is one of lm-evaluation-harness, which is not installed "
                     f"({error}): pip install 'modelglue[harness]'"
                 ) from error
             try:
-                self._splits = load(self.config)
+                splits = load(self.config)
+                require_numbers([*splits["search"], *splits["report"]], self.config.metric)
             except TaskError as error:
                 raise TaskError(f"task {self.name}: {error}") from error
+            self._splits = splits
         return self._splits

@@ -23,7 +23,7 @@ class Code:
         "language": Setting(
             "choice", "python", "what the programs are", choices=("python", "javascript")
         ),
-        "seconds": Setting("number", 5.0, "how long a program may run", above=0.0, high=600.0),
+        "seconds": Setting("number", 5.0, "how long a program may compute", above=0.0, high=600.0),
         **generation(max_new_tokens=128),
     }
     runs_code = True

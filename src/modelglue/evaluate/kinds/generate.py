@@ -1,10 +1,11 @@
 """Generation with exact match: the model writes, and what counts is extracted from it.
 
 The *last* match of `extract` in the completion is the model's answer (a chain of thought may try
-several): the pattern's first group that matched, or the whole match if it has no groups; without a
-pattern, the whole completion. White space is normalised on both sides. The reference is extracted
-in the same way where the pattern matches it, so that "… #### 42" may stand in the file as well as
-"42". A completion in which the pattern is not found is wrong.
+several), or with `take: first` the first one: the pattern's first group that matched, or the whole
+match if it has no groups; without a pattern, the whole completion. White space is normalised on
+both sides. The reference is extracted in the same way where the pattern matches it, so that
+"… #### 42" may stand in the file as well as "42". A completion in which the pattern is not found is
+wrong.
 With examples and without `stop`, a completion ends at a blank line, as in lm-evaluation-harness.
 """
 
@@ -25,7 +26,8 @@ class Generate:
     """Items: `{"id", "prompt", "answer": text}`."""
 
     settings: Mapping[str, Setting] = {
-        "extract": Setting("pattern", None, "what of a completion is the answer: its last match"),
+        "extract": Setting("pattern", None, "what of a completion is the answer"),
+        "take": Setting("choice", "last", "which match is the answer", choices=("last", "first")),
         "ignore": Setting("pattern", None, "what does not count in answers: thousands commas, say"),
         **few_shot(),
         **generation(max_new_tokens=64),
@@ -62,8 +64,9 @@ class Generate:
         values = []
         for item, completion in zip(items, written, strict=True):
             reference = item.record["answer"]
-            expected = extracted(reference, settings["extract"])
-            given = extracted(before_stop(completion, stop), settings["extract"])
+            how = settings["extract"], settings["take"]
+            expected = extracted(reference, *how)
+            given = extracted(before_stop(completion, stop), *how)
             right = _normalised(reference) if expected is None else expected
             ignored = settings["ignore"] or r"(?!)"
             same = given is not None and re.sub(ignored, "", given) == re.sub(ignored, "", right)
@@ -71,7 +74,7 @@ class Generate:
         return Measured(values)
 
 
-def extracted(text: str, pattern: str | None) -> str | None:
+def extracted(text: str, pattern: str | None, take: str = "last") -> str | None:
     """The answer in `text`, white space normalised; None if the pattern is not found.
 
     >>> extracted("6 + 1 = 7 #### 7, no: ####  8 ", r"#### *(-?[0-9]+)")
@@ -79,13 +82,12 @@ def extracted(text: str, pattern: str | None) -> str | None:
     """
     if pattern is None:
         return _normalised(text)
-    last = None
-    for match in re.finditer(pattern, text):
-        last = match
-    if last is None:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
         return None
-    groups = [group for group in last.groups() if group is not None]
-    return _normalised(groups[0] if groups else last.group())
+    match = matches[0 if take == "first" else -1]
+    groups = [group for group in match.groups() if group is not None]
+    return _normalised(groups[0] if groups else match.group())
 
 
 def _normalised(text: str) -> str:

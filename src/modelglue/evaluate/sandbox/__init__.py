@@ -18,13 +18,18 @@ the harness around it says so over a private channel: it announces the end, is *
 program's own random nonce, and repeats it. While the program runs the nonce exists nowhere in its
 memory, environment, arguments or open files, so printing everything that can be found there does
 not help, and any message that is out of turn on the channel fails the program. SystemExit, even
-with code 0, is a failure: the tests after it were not run.
+with code 0, is a failure: the tests after it were not run. In JavaScript the tests' own means
+(`console.assert`, `assert`, `require`, `JSON`) are not the program's to change.
+
+**When a program has failed.** CPU time decides, not the clock, and a sandbox that fails by itself
+(before the harness handed over) or is lost is replaced, and its program run again. If the sandbox
+fails a second time, `SandboxUnavailable` is raised: what was not run has no score.
 
 **What is defended against.**
 
 * The machine: network, files outside the program's own empty folder, the caller's home, other
-  processes (signals, ptrace, /proc), new processes, 4 GiB of memory, endless loops, floods of
-  output, a full disk, processes that outlive the program.
+  processes (signals, also by way of a file's owner, ptrace, /proc), new processes, 4 GiB of memory,
+  endless loops, floods of output, a full disk, processes that outlive the program.
 * The score: leaving early, replaced builtins and standard streams, guesses, dumps of whatever the
   process can see, replies left over from other programs.
 

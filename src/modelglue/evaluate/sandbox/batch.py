@@ -14,6 +14,7 @@ from typing import IO, Any
 from modelglue.errors import SandboxUnavailable
 from modelglue.evaluate.sandbox import interpreter
 from modelglue.evaluate.sandbox.inside import frames
+from modelglue.evaluate.sandbox.inside.frames import NOT_STARTED
 from modelglue.evaluate.sandbox.interface import Isolation, Limits, Outcome, Program
 
 # What a worker may take beyond a program's own time, before it is given up for lost.
@@ -95,9 +96,20 @@ class Worker:
 
 
 def run_programs(
-    start: Start, programs: Sequence[Program], limits: Limits, isolation: Isolation
+    start: Start,
+    programs: Sequence[Program],
+    limits: Limits,
+    isolation: Isolation,
+    cores: int | None,
 ) -> list[Outcome]:
-    """Run identical programs once, the others in parallel; outcomes in the order of `programs`."""
+    """Run identical programs once, the others in parallel; outcomes in the order of `programs`.
+
+    Args:
+        cores: so many sandboxes side by side at most; None for the cores of this process.
+
+    Raises:
+        SandboxUnavailable: sandboxes don't start, or fail by themselves.
+    """
     different = list(dict.fromkeys(programs))
     if interpreter.node() is None and any(p.language == "javascript" for p in different):
         raise SandboxUnavailable("JavaScript programs need node, and there is none on the path")
@@ -106,71 +118,102 @@ def run_programs(
     outcomes: dict[Program, Outcome] = {}
     queue = iter(different)
     lock = threading.Lock()
-    stop = threading.Event()
-    live: set[Worker] = set()
 
     def next_programs() -> Iterator[Program]:
-        while not stop.is_set():
+        while True:
             with lock:
                 program = next(queue, None)
             if program is None:
                 return
             yield program
 
-    cores = len(os.sched_getaffinity(0))
     alone = isolation == "program"
     enough = len(different) if alone else len(different) // _FEWEST_PROGRAMS
-    count = max(1, min(cores, _MOST_WORKERS, enough))
+    count = max(1, min(cores or len(os.sched_getaffinity(0)), _MOST_WORKERS, enough))
+    desks = [_Desk(start, limits) for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
-        jobs = [
-            pool.submit(_serve, start, limits, next_programs(), outcomes, live, alone=alone)
-            for _ in range(count)
-        ]
+        jobs = [pool.submit(_serve, desk, next_programs(), outcomes, alone=alone) for desk in desks]
         try:
             for job in jobs:
                 job.result()
         except BaseException:
-            stop.set()
-            for worker in tuple(live):
-                worker.stop()
+            for desk in desks:
+                desk.stop()
             raise
     return [outcomes[program] for program in programs]
 
 
+class _Desk:
+    """Where programs are run one after another, in one worker as long as it lasts."""
+
+    def __init__(self, start: Start, limits: Limits) -> None:
+        self._start, self._limits = start, limits
+        self._worker: Worker | None = None
+        self.stopped = False
+
+    def ask(self, program: Program) -> dict[str, Any] | None:
+        """The worker's answer; None if the worker is lost. One that cannot go on is replaced.
+
+        It starts in the thread that waits for it: bubblewrap ends with its parent thread.
+        """
+        if self._worker is None:
+            self._worker = self._start(self._limits)
+        answer = self._worker.ask(asdict(program), timeout=self._limits.wall_seconds + _GRACE)
+        if answer is None or not answer["clean"]:
+            self.clear()
+        return answer
+
+    def clear(self) -> None:
+        """End the worker; the next program gets a fresh one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def stop(self) -> None:
+        """End the work at once, from any thread."""
+        self.stopped = True
+        worker = self._worker
+        if worker is not None:
+            worker.stop()
+
+
 def _serve(
-    start: Start,
-    limits: Limits,
-    programs: Iterator[Program],
-    outcomes: dict[Program, Outcome],
-    live: set[Worker],
-    *,
-    alone: bool,
+    desk: _Desk, programs: Iterator[Program], outcomes: dict[Program, Outcome], *, alone: bool
 ) -> None:
-    """Run programs in one worker; in a fresh one when the old is lost or could not clean up.
-
-    With `alone` every program has a fresh one.
-
-    The worker starts in the thread that waits for it: bubblewrap ends with its parent thread.
-    """
-    worker: Worker | None = None
+    """Run programs at one desk; with `alone` each in a worker of its own."""
     try:
         for program in programs:
-            if worker is None:
-                worker = start(limits)
-                live.add(worker)
-            answer = worker.ask(asdict(program), timeout=limits.wall_seconds + _GRACE)
-            if answer is None:
-                outcomes[program] = Outcome(False, "killed", "took its sandbox down with it")
-            else:
-                outcomes[program] = Outcome(answer["passed"], answer["reason"], answer["detail"])
-            if alone or answer is None or not answer["clean"]:
-                live.discard(worker)
-                worker.close()
-                worker = None
+            if desk.stopped:
+                return
+            outcomes[program] = _outcome(desk, program)
+            if alone:
+                desk.clear()
     finally:
-        if worker is not None:
-            live.discard(worker)
-            worker.close()
+        desk.clear()
+
+
+def _outcome(desk: _Desk, program: Program) -> Outcome:
+    """What comes of a program; the machine's failures are no verdict on it.
+
+    A worker may be lost to a machine that is out of memory as well as to its program, so the
+    program gets a second one, to itself. Only who takes that down, too, has failed.
+
+    Raises:
+        SandboxUnavailable: sandboxes fail before the program's first line.
+    """
+    answer = desk.ask(program)
+    if (answer is None or answer["reason"] == NOT_STARTED) and not desk.stopped:
+        desk.clear()
+        answer = desk.ask(program)
+    if answer is None:
+        return Outcome(False, "killed", "took its sandbox down with it")
+    if answer["reason"] == NOT_STARTED:
+        raise SandboxUnavailable(
+            f"the sandbox fails before its program's first line: {answer['detail']}. Programs that "
+            "were not run are not scored; give the machine room (memory, processes, disk) and "
+            "start the command again"
+        )
+    return Outcome(answer["passed"], answer["reason"], answer["detail"])
 
 
 def _remove(folder: str) -> None:

@@ -32,8 +32,11 @@ class Bubblewrap:
 
     name = "bubblewrap"
 
-    def __init__(self) -> None:
+    def __init__(self, *, cores: int | None = None) -> None:
         """Find bubblewrap.
+
+        Args:
+            cores: see `probe`.
 
         Raises:
             SandboxUnavailable: it is not installed.
@@ -42,6 +45,7 @@ class Bubblewrap:
         if found is None:
             raise SandboxUnavailable("bubblewrap is not installed (no bwrap on the path)")
         self._bwrap = os.path.realpath(found)
+        self._cores = cores
 
     def run(
         self,
@@ -51,7 +55,7 @@ class Bubblewrap:
         isolation: Isolation = "batch",
     ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_programs(self.start, programs, limits, isolation)
+        return run_programs(self.start, programs, limits, isolation, self._cores)
 
     def start(self, limits: Limits) -> Worker:
         """One sandbox, ready for programs."""

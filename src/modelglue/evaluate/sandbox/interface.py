@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 
 MIB = 1 << 20
 
+# A program that computes ends by its CPU time; the clock is for those that wait for nothing.
+_LEAST_WALL_SECONDS, _WALL_PER_CPU = 30.0, 6.0
+
 Reason = Literal["passed", "failed", "timeout", "memory", "killed"]
 
 # batch: programs run one after another in a few sandboxes, each in its own fork, and what one
@@ -18,8 +21,9 @@ class Program:
     """One self-testing program: it passes if its last statement is reached.
 
     Python sees itself as `__main__`, with `random` seeded and string hashes fixed, so that the
-    same program always meets the same fate. JavaScript runs as a CommonJS module under node, with
-    a `console.assert` that throws.
+    same program always meets the same fate. JavaScript runs under node as a script with CommonJS's
+    `require`, where a `return` between solution and tests is an error; a failed `console.assert`
+    fails the program, whatever becomes of the exception.
     """
 
     source: str
@@ -46,7 +50,8 @@ class Limits:
 
     Args:
         seconds: CPU time; whole seconds are enforced by the kernel, so it is rounded up.
-        wall_seconds: time on the clock; longer, so that a busy machine changes no verdict.
+        wall_seconds: time on the clock, for programs that wait; by default so much longer that
+            no busy machine changes a verdict.
         memory: bytes of address space (of private memory for JavaScript, whose engine reserves
             far more address space than it uses).
         processes: threads that a program may have; it may never start another process.
@@ -56,12 +61,17 @@ class Limits:
     """
 
     seconds: float = 5.0
-    wall_seconds: float = 10.0
+    wall_seconds: float = 0.0
     memory: int = 512 * MIB
     processes: int = 32
     file_size: int = 16 * MIB
     disk: int = 64 * MIB
     output: int = 1 * MIB
+
+    def __post_init__(self) -> None:
+        if not self.wall_seconds:
+            patient = max(_LEAST_WALL_SECONDS, _WALL_PER_CPU * self.seconds)
+            object.__setattr__(self, "wall_seconds", patient)
 
 
 DEFAULT_LIMITS = Limits()
@@ -85,6 +95,9 @@ class Sandbox(Protocol):
 
         Returns:
             One outcome a program, in their order.
+
+        Raises:
+            SandboxUnavailable: a program could not be run.
         """
 
 

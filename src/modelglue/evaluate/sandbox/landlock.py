@@ -34,8 +34,11 @@ class Landlock:
 
     name = "landlock"
 
-    def __init__(self) -> None:
+    def __init__(self, *, cores: int | None = None) -> None:
         """Ask the kernel.
+
+        Args:
+            cores: see `probe`.
 
         Raises:
             SandboxUnavailable: it has no landlock, or its calls are not known here.
@@ -50,6 +53,7 @@ class Landlock:
             raise SandboxUnavailable(
                 f"no seccomp filter for {platform.machine()} (only x86_64 and aarch64)"
             )
+        self._cores = cores
 
     def run(
         self,
@@ -59,7 +63,7 @@ class Landlock:
         isolation: Isolation = "batch",
     ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_programs(self.start, programs, limits, isolation)
+        return run_programs(self.start, programs, limits, isolation, self._cores)
 
     def start(self, limits: Limits) -> Worker:
         """One worker; each program is confined in its own fork."""

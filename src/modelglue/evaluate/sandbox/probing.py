@@ -14,15 +14,17 @@ from modelglue.evaluate.sandbox.landlock import Landlock
 from modelglue.evaluate.sandbox.unprotected import Unprotected
 
 _LIMITS = Limits(memory=256 * MIB, processes=16, file_size=2 * MIB, disk=8 * MIB)
-_CANDIDATES: tuple[Callable[[], Sandbox], ...] = (Bubblewrap, Landlock)
+_CANDIDATES: tuple[Callable[..., Sandbox], ...] = (Bubblewrap, Landlock)
 
 
-def probe(*, unsafe: bool = False) -> Sandbox:
+def probe(*, unsafe: bool = False, cores: int | None = None) -> Sandbox:
     """The strongest sandbox that stands up to a set of small attacks on this machine.
 
     Args:
         unsafe: the user's word (`--unsafe-code`) that model-written code may run as the user, with
             nothing but resource limits, where no sandbox can be had. Where one can, it is used.
+        cores: how many of the machine's this process may use, one program a core: a process beside
+            others gives its share. None for all that it is allowed.
 
     Raises:
         SandboxUnavailable: there is none; says why of each and what can be done.
@@ -32,14 +34,14 @@ def probe(*, unsafe: bool = False) -> Sandbox:
     reasons = []
     for candidate in _CANDIDATES:
         try:
-            sandbox = candidate()
+            sandbox = candidate(cores=cores)
             check(sandbox)
         except SandboxUnavailable as error:
             reasons.append(str(error))
         else:
             return sandbox
     if unsafe:
-        return Unprotected()
+        return Unprotected(cores=cores)
     raise SandboxUnavailable(
         "No sandbox for model-written code: "
         + "; ".join(reasons)
@@ -83,6 +85,9 @@ def _attacks(folder: str, port: int) -> dict[str, str]:
             f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=2)"
         ),
         "signal the caller": f"import os\nos.kill({os.getpid()}, 0)",
+        "signal the caller by a file": (
+            f"import fcntl, os\nfcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, {os.getpid()})"
+        ),
         "start processes without end": (
             "import os, time\n"
             f"for _ in range({_LIMITS.processes + 8}):\n"

@@ -27,6 +27,10 @@ class Unprotected:
 
     name = "unprotected"
 
+    def __init__(self, *, cores: int | None = None) -> None:
+        """See `probe` for `cores`."""
+        self._cores = cores
+
     def run(
         self,
         programs: Sequence[Program],
@@ -35,7 +39,7 @@ class Unprotected:
         isolation: Isolation = "batch",
     ) -> list[Outcome]:
         """Run every program; identical ones once."""
-        return run_programs(self.start, programs, limits, isolation)
+        return run_programs(self.start, programs, limits, isolation, self._cores)
 
     def start(self, limits: Limits) -> Worker:
         """One worker, an ordinary process."""

@@ -6,8 +6,9 @@ openai/grade-school-math (`train.jsonl`, `test.jsonl`) as
     {"question", "answer": "steps … #### 42"}
 
 The prompt is lm-evaluation-harness's with five solved examples; ours are always the first five of
-the train split, where the harness draws other ones for every question. What stands after #### is
-compared, commas in numbers, dollar signs and a full stop at the end left out.
+the train split, where the harness draws other ones for every question. Completions end and are
+judged as by its `strict-match`: the first number after "#### " counts, commas and a full stop at
+its end left out; one behind a dollar sign is not found.
 tinyBenchmarks/tinyGSM8k holds 100 of the test questions in the same form.
 """
 
@@ -19,8 +20,9 @@ from modelglue.evaluate.suites.question import Question, mark
 
 KIND = "generate"
 SETTINGS = {
-    "extract": r"#### *(-?[$0-9.,]+)",
-    "ignore": r"[,$]|\.$",
+    "extract": r"#### (-?[0-9.,]+)",
+    "take": "first",
+    "ignore": r",|\.(?=,*$)",
     "stop": ["Question:", "</s>", "<|im_end|>"],
     "max_new_tokens": 256,
 }
@@ -40,6 +42,7 @@ def questions(rows: Sequence[Row], examples: Sequence[Row]) -> list[Question]:
             id=row.name,
             record={"prompt": solved + _asked(row), "answer": row.text("answer")},
             marks=frozenset({mark(row.text("question"))}),
+            opening=solved,
         )
         for row in rows
     ]

@@ -5,8 +5,9 @@ bigcode-project/octopack (`humanevalpack_js.jsonl`) as
 
     {"task_id": "JavaScript/0", "prompt", "canonical_solution", "test", "entry_point", …}
 
-`test` calls its own function. A completion ends where MultiPL-E (2208.08227) ends JavaScript: at
-the next function, comment or output on the top level.
+`test` calls its own function. A prompt ends in `const name = (…) => {`, and a completion ends where
+the next thing begins on the top level: where MultiPL-E (2208.08227) ends `function name(…) {` (a
+function, a comment, output), or at another name or the exports.
 """
 
 import math
@@ -20,7 +21,10 @@ from modelglue.evaluate.suites.question import Question
 KIND = "code"
 SETTINGS = {
     "language": "javascript",
-    "stop": ["\nfunction ", "\n/*", "\n//", "\nconsole.log"],
+    "stop": [
+        *("\nfunction ", "\n/*", "\n//", "\nconsole.log"),
+        *("\nconst ", "\nlet ", "\nvar ", "\nmodule.exports"),
+    ],
     "max_new_tokens": 512,
     "temperature": 0.2,
     "top_p": 0.95,

@@ -13,6 +13,7 @@ no form that could be run. All assertions count.
 
 from collections.abc import Callable, Sequence
 
+from modelglue.errors import TaskError
 from modelglue.evaluate.suites.published import Published, Row, on_the_hub
 from modelglue.evaluate.suites.question import Question, mark
 
@@ -43,6 +44,8 @@ validation_questions = questions_of(range(511, 601))
 
 def _question(row: Row) -> Question:
     name, text, tests = str(row.value("task_id")), row.text("text"), row.texts("test_list")
+    if not tests:
+        raise TaskError(f"{row.place}: test_list: is empty")
     setup = str(row.record.get("test_setup_code") or "")
     return Question(
         id=name,

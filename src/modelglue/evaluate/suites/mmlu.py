@@ -33,15 +33,15 @@ def _question(row: Row) -> Question:
         raise TaskError(f"{row.place}: choices: must be four, not {len(choices)}")
     lettered = (f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=True))
     head = "The following are multiple choice questions (with answers) about"
+    opening = f"{head} {subject.replace('_', ' ')}.\n\n"
     return Question(
         id=row.name,
         record={
-            "prompt": "\n".join(
-                [f"{head} {subject.replace('_', ' ')}.\n", question, *lettered, "Answer:"]
-            ),
+            "prompt": opening + "\n".join([question, *lettered, "Answer:"]),
             "choices": _LETTERS,
             "answer": row.one_of(["0", "1", "2", "3"], "answer"),
         },
         # Many a question ("Which of these is true?") recurs with other choices.
         marks=frozenset({mark(question, *choices)}),
+        opening=opening,
     )

@@ -7,6 +7,7 @@ published names: those of the original release, or those of the dataset's reposi
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{path}:{number}", json.loads(line)
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{number}: is not JSON: {error.msg}") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read: {error}") from error
 
 

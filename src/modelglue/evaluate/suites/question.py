@@ -13,11 +13,13 @@ class Question:
         id: its own in the split.
         record: what the kind needs.
         marks: each is enough to know the same question again in another split or dataset.
+        opening: what the prompt begins with for all of them: a heading, solved examples.
     """
 
     id: str
     record: Mapping[str, Any]
     marks: frozenset[str]
+    opening: str = ""
 
 
 def mark(*parts: str) -> str:

@@ -94,7 +94,7 @@ def parse_suite(
     found += [
         f"{path}.tasks: there is no {name!r}{nearest(str(name), PAPER)}. Known: {', '.join(PAPER)}"
         for name in names
-        if name not in PAPER
+        if not isinstance(name, str) or name not in PAPER
     ]
     problems += found
     if found:
@@ -114,6 +114,7 @@ class SuiteTask:
         self._parts: dict[SplitName, Part] = {"search": pair.search, "report": pair.report}
         self.runs_code = any(kinds[self._parts[s].kind].runs_code for s in SUITES[config.suite])
         self._read: dict[SplitName, tuple[Item, ...]] | None = None
+        self._openings: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -134,6 +135,11 @@ class SuiteTask:
         if split not in SUITES[self.config.suite]:
             raise TaskError(f"task {self.name}: {self.config.suite} has no {split} items")
         return self._items()[split]
+
+    def question(self, item: Item) -> str:
+        """See `Task.question`."""
+        prompt = {"prompt": item.prompt.removeprefix(self._openings.get(item.id, ""))}
+        return kinds[self.kind]().question({**item.record, **prompt})
 
     def evaluate(
         self,
@@ -170,6 +176,7 @@ class SuiteTask:
             kept = [question for question in report if not question.marks & seen]
             if not kept:
                 raise TaskError(f"task {self.name}: every report item stands in the search split")
+            self._openings = {each.id: each.opening for each in (*search, *kept)}
             self._read = {"search": _as_items(search), "report": _as_items(kept)}
         return self._read
 

@@ -5,6 +5,9 @@ import os
 import struct
 from typing import Any
 
+NOT_STARTED = "not started"
+"""The reason of an outcome in which the program had no part: the sandbox failed before it."""
+
 
 def send(fd: int, message: Any) -> None:
     """Write one message."""

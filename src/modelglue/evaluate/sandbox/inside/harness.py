@@ -11,13 +11,15 @@ import socket
 import sys
 import tempfile
 import types
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import confine
 
-FINISHED = b"finished"
+STARTED, FINISHED = b"started", b"finished"
 _CHANNEL = 3
 _DETAIL = 400
+_NODE_HARNESS = (Path(__file__).parent / "harness.js").read_text(encoding="utf-8")
 
 
 def prepare() -> None:
@@ -54,7 +56,7 @@ def child(
             _become_node(program["source"], settings, home)
         _run_python(program["source"], channel)
     except BaseException as error:  # noqa: BLE001 - whatever went wrong, this fork must end here
-        _tell(channel, b"failed", f"harness: {error!r}")
+        _tell(channel, b"failed", repr(error))
     finally:
         os._exit(1)
 
@@ -63,6 +65,7 @@ def _run_python(source: str, channel: socket.socket) -> None:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     random.seed(0)
+    channel.send(STARTED)
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), main.__dict__)
     except MemoryError:
@@ -121,31 +124,3 @@ def _become_node(source: str, settings: dict[str, Any], home: str) -> NoReturn:
     node = settings["node"]
     os.environ["OPENSSL_CONF"] = os.devnull  # node ends if it may not read the system's
     os.execv(node, [node, f"--max-old-space-size={heap}", "-e", _NODE_HARNESS, script])
-
-
-# `beforeExit` comes when nothing is left to do, and not after process.exit() or an error.
-_NODE_HARNESS = """
-const fs = require('fs'), script = process.argv[1];
-const {assert} = console;
-console.assert = (ok, ...rest) => {
-  if (!ok) throw new Error('console.assert failed ' + rest.join(' '));
-};
-const send = fs.writeSync, receive = fs.readSync, make = Buffer.alloc, exit = process.reallyExit;
-process.on('uncaughtException', (error) => {
-  const out = /allocation failed|out of memory/i.test(String(error)) ? 'memory' : 'failed';
-  try { send(3, out + '\\n' + String(error).slice(0, 300)); } catch {}
-  process.reallyExit(1);
-});
-process.argv.splice(1, 1);
-let complete = false;
-process.on('beforeExit', () => {
-  if (!complete) return;
-  complete = false;
-  const nonce = make(64);
-  send(3, 'finished');
-  send(3, nonce, 0, receive(3, nonce, 0, 64, null));
-  exit(0);
-});
-require(script);
-complete = true;
-"""

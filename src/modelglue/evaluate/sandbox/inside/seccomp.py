@@ -8,6 +8,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Sequence
 
 from . import syscalls
 from .kernel import checked, libc
@@ -18,7 +19,8 @@ _X32_CALLS = 0x40000000
 
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, little endian
+# Offsets in struct seccomp_data, little endian.
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 _CLONE_THREAD = 0x00010000
 _AF_UNIX = 1
@@ -64,6 +66,8 @@ def filter_program(pid: int, *, protect_attributes: bool) -> list[Instruction]:
     program += _only(judged["kill"], [(_EQUAL, 1, 0, pid)])
     program += _only(judged["tgkill"], [(_EQUAL, 1, 0, pid)])
     program += _only(judged["prlimit64"], [(_EQUAL, 2, 0, 0), (_EQUAL, 1, 0, pid)])
+    program += _never(judged["fcntl"], syscalls.FCNTL_SIGNALS)
+    program += _never(judged["ioctl"], syscalls.IOCTL_SIGNALS)
     return [*program, _give(_ALLOW)]
 
 
@@ -92,4 +96,13 @@ def _only(number: int, conditions: list[Instruction]) -> list[Instruction]:
         _give(_ERRNO | errno.EPERM),
         _give(_ALLOW),
     ]
+    return [(_EQUAL, 0, len(block), number), *block]
+
+
+def _never(number: int, commands: Sequence[int]) -> list[Instruction]:
+    """Refuse a call if its second argument is one of these, else allow it."""
+    block: list[Instruction] = [(_LOAD, 0, 0, _SECOND_ARGUMENT)]
+    for command in commands:
+        block += [(_EQUAL, 0, 1, command), _give(_ERRNO | errno.EPERM)]
+    block.append(_give(_ALLOW))
     return [(_EQUAL, 0, len(block), number), *block]

@@ -127,4 +127,11 @@ JUDGED: dict[str, tuple[int, int]] = {
     "tgkill": (234, 131),
     "prlimit64": (302, 261),
     "socketpair": (53, 199),
+    "fcntl": (72, 25),
+    "ioctl": (16, 29),
 }
+
+# Commands that name a process, or the signal, by which the kernel then tells of a file's news: a
+# way to signal processes without `kill`.
+FCNTL_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+IOCTL_SIGNALS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP

@@ -44,10 +44,14 @@ def main() -> None:
 
 
 def _run(program: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
-    home = tempfile.mkdtemp(dir=settings["scratch"])
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    output, output_end = os.pipe()
-    pid = os.fork()
+    try:
+        home = tempfile.mkdtemp(dir=settings["scratch"])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output, output_end = os.pipe()
+        pid = os.fork()
+    except OSError as error:
+        lost = {"passed": False, "reason": frames.NOT_STARTED, "detail": repr(error)}
+        return {**lost, "clean": False}
     if pid == 0:
         harness.child(program, settings, home, theirs, output_end)
     theirs.close()
@@ -79,6 +83,7 @@ class _Watch:
         self._printed = 0
         self._tail = b""
         self._nonce = b""
+        self._started = False
         self._passed = False
         self._verdict: tuple[str, str] | None = None
 
@@ -110,6 +115,9 @@ class _Watch:
         cpu = self._limits["seconds"]
         if self._passed:
             reason, detail = "passed", ""
+        elif not self._started:
+            words = self._verdict[1] if self._verdict else f"exit code {code}{self._last_words()}"
+            reason, detail = frames.NOT_STARTED, words
         elif self._verdict is not None:
             reason, detail = self._verdict
         elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= cpu):
@@ -124,16 +132,22 @@ class _Watch:
         return {"passed": self._passed, "reason": reason, "detail": detail}
 
     def _hear(self) -> bool:
-        """One message on the channel. The only way to a pass is: end announced, nonce repeated."""
+        """One message on the channel. The only way to a pass is: end announced, nonce repeated.
+
+        The first says that the harness hands over to the program. It comes before the program's
+        first line, so that no program can pass its own failure off as the sandbox's.
+        """
         try:
             message = self._channel.recv(4096)
         except ConnectionResetError:
             message = b""
         if not message:
             return False
-        if self._nonce and message == self._nonce:
+        if message == harness.STARTED and not self._started:
+            self._started = True
+        elif self._nonce and message == self._nonce:
             self._passed = True
-        elif message == harness.FINISHED and not self._nonce:
+        elif message == harness.FINISHED and self._started and not self._nonce:
             self._nonce = secrets.token_hex(16).encode()
             with contextlib.suppress(OSError):
                 self._channel.send(self._nonce)
