@@ -14,7 +14,8 @@ from modelglue.errors import ConfigError
 from modelglue.journal import Journal
 from modelglue.search.executors.serial import Serial
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import Dials, Problem, SearchResult, Trial, models_of, search
+from modelglue.search.problem import Dials, Problem, Trial, models_of, search
+from modelglue.search.result import SearchResult
 from modelglue.search.strategies import data_flow
 from modelglue.search.strategies.data_flow import Limits, Place, moved, spelled
 from modelglue.search.trials import JournalledObjective

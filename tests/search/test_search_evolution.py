@@ -25,16 +25,8 @@ from modelglue.search.executors import Evaluate, Job
 from modelglue.search.executors.serial import Serial
 from modelglue.search.executors.workers import processes
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import (
-    Dial,
-    Dials,
-    Problem,
-    SearchResult,
-    Trial,
-    canonical,
-    options_of,
-    search,
-)
+from modelglue.search.problem import Dial, Dials, Problem, Trial, canonical, options_of, search
+from modelglue.search.result import SearchResult
 from modelglue.search.sampler import Cloud, Sampler, stream
 from modelglue.search.space import Space
 from modelglue.search.trials import JournalledObjective

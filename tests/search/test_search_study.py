@@ -14,7 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from modelglue.errors import ConfigError
-from modelglue.search.problem import Problem, SearchResult, Tried, search
+from modelglue.search.problem import Problem, Tried, search
+from modelglue.search.result import SearchResult
 from modelglue.search.study import Study, write_study
 
 GOAL = {"a": 0.55, "b": 0.4, "c": 0.05}

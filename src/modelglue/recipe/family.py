@@ -18,7 +18,8 @@ from modelglue.search.accept import Verdict, judge
 from modelglue.search.executors import Executor, Job
 from modelglue.search.executors.only import Only
 from modelglue.search.knobs import is_plain
-from modelglue.search.problem import Problem, SearchResult, Trial, search
+from modelglue.search.problem import Problem, Trial, search
+from modelglue.search.result import SearchResult
 from modelglue.search.study import Study
 from modelglue.search.trials import JournalledObjective
 

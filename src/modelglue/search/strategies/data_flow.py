@@ -16,7 +16,8 @@ from modelglue.search.evolution import (
     score_generation,
 )
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import STRATEGIES, Option, Problem, SearchResult, completed, takes
+from modelglue.search.problem import STRATEGIES, Option, Problem, completed, takes
+from modelglue.search.result import SearchResult
 from modelglue.search.sampler import stream
 from modelglue.search.singles import score_singles
 
