@@ -20,7 +20,6 @@ from modelglue.search.executors.only import Only
 from modelglue.search.knobs import is_plain
 from modelglue.search.problem import Problem, Trial, search
 from modelglue.search.result import SearchResult
-from modelglue.search.study import Study
 from modelglue.search.trials import JournalledObjective
 
 
@@ -289,9 +288,6 @@ class _Search:
         family = session.family(self.members)
         results: dict[str, SearchResult] = {}
         for one in config.strategies:
-            study = Study(
-                config.storage or session.run.path / "optuna.journal", f"{self.stage} {one.name}"
-            )
             problem = Problem(
                 names,
                 _Canonical(self.propose, session.config.merge.canonical),
@@ -304,9 +300,10 @@ class _Search:
                 options=one.options,
                 seed=config.seed,
                 results=results,
-                tell=study.add,
             )
-            results[one.name] = replace(search(one.strategy, problem), strategy=one.name)
+            with closing(session.mirror(f"{self.stage} {one.name}")) as study:
+                found = search(one.strategy, replace(problem, tell=study.add))
+            results[one.name] = replace(found, strategy=one.name)
         return tuple(results.values())
 
     def _verdict(self, proposed: Mapping[str, float], best: str) -> Verdict | None:

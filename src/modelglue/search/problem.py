@@ -1,4 +1,4 @@
-"""What a search strategy is given, and what it gives back. All callables, never a model."""
+"""What a search strategy is given. All callables, never a model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +122,7 @@ class Dials:
         others: parameters beside the weights.
         groups: labels of groups of tensors that have numbers of their own; () for none.
         layers: layers of each model, for strategies that reorder them.
+        scales: whether what enters a layer can be scaled as well.
         idle: models whose weight changes nothing, as they are what the others differ from.
     """
 
@@ -131,6 +132,7 @@ class Dials:
     others: tuple[Dial, ...] = ()
     groups: tuple[str, ...] = ()
     layers: int = 0
+    scales: bool = True
     idle: tuple[str, ...] = ()
 
 
@@ -220,6 +222,7 @@ class Option:
         default: what holds when nothing is given; None where it may be left out.
         meaning: one line for messages and documentation.
         low, high: the range of a number, both ends allowed.
+        below: what a number must stay under, in place of `high`.
         choices: the words that a `choice` knows.
     """
 
@@ -228,6 +231,7 @@ class Option:
     meaning: str
     low: float | None = None
     high: float | None = None
+    below: float | None = None
     choices: tuple[str, ...] = ()
 
 
