@@ -118,7 +118,9 @@ def test_runs_that_share_a_database_have_studies_of_their_own(zoo: Path, tmp_pat
 
 def test_a_database_that_cannot_be_used_is_told_before_any_work(zoo: Path, tmp_path: Path) -> None:
     search = {"strategies": ["heuristic_average"], "storage": "sqlite:////no/such/folder/s.db"}
-    with pytest.raises(ConfigError, match=r"search\.storage: sqlite:////no/such/folder/s.db cannot"):
+    with pytest.raises(
+        ConfigError, match=r"search\.storage: sqlite:////no/such/folder/s.db cannot"
+    ):
         search_families(recipe(zoo, tmp_path / "run", search))
     assert not (tmp_path / "run").exists()
 
@@ -140,8 +142,8 @@ def test_layers_that_cannot_be_scaled_are_moved_as_they_are(zoo: Path, tmp_path:
     names += [str(tiny.save_variant(Path(names[0]), tmp_path / "gemma-1", seed=1))]
     search = {"strategy": "data_flow", "trials": 12, "validation": 0}
     config = recipe(zoo, tmp_path / "run", search, models=names, base=names[0])
-    report = glue(config).report
-    (note,) = report.notes
+    (note,) = search_families(config).notes
+    assert glue(config).report.notes == (note,)
     assert note.startswith("data_flow moves the layers of gemma-0, gemma-1 unscaled: ")
     assert "post_feedforward_layernorm" in note
     journal = (tmp_path / "run/journal.jsonl").read_text().splitlines()

@@ -209,7 +209,7 @@ def test_a_database_that_breaks_in_mid_search_ends_the_mirror_and_not_the_search
         mirror.add(tried)
 
     with closing(Mirror(f"sqlite:///{path}", "evolution", note=notes.append)) as mirror:
-        assert evolve(tell) == evolve(Watch())
+        assert evolve(tell, trials=30) == evolve(Watch(), trials=30)
     assert len(watch.calls) > 3
     (note,) = notes
     assert note.startswith("The Optuna study 'evolution' is not whole: ")

@@ -103,8 +103,11 @@ def search(
         found = search_families(recipe, listen=listen)
     if as_json:
         paths = [path.to_json() for path in found.paths]
-        print_json({"paths": paths, "acceptance": [asdict(test) for test in found.acceptance]})
+        tests = [asdict(test) for test in found.acceptance]
+        print_json({"paths": paths, "acceptance": tests, "notes": found.notes})
         return
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
     if not found.paths:
         typer.echo("no family has two models, so there is nothing to search")
     for path in found.paths:

@@ -172,7 +172,9 @@ def _disconnect(storage: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What went wrong; Optuna says what it usually is, and its cause what it is."""
+    deepest = error.__cause__ or error
+    return (str(deepest).strip() or type(deepest).__name__).splitlines()[0].rstrip(".")
 
 
 _START = b'{"op_code":'
