@@ -16,7 +16,8 @@ from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.search import search_families
 from modelglue.recipe.workers import Families
-from modelglue.search.problem import SearchResult, canonical
+from modelglue.search.problem import canonical
+from modelglue.search.result import SearchResult
 from modelglue.yamlfile import read_yaml
 
 TRIALS = 60

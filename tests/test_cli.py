@@ -17,6 +17,7 @@ import tiny
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.cli import main
 from modelglue.merge.method import METHODS
+from modelglue.recipe.config import RecipeConfig
 
 Run = Callable[..., int]
 COMMANDS = "demo glue inspect cluster merge search mix eval report minizoo methods stats".split()
@@ -315,6 +316,39 @@ def test_glue_shows_its_result_and_says_when_there_is_nothing_left_to_do(
     (output / "report.html").unlink()
     assert run("report", output) == 0
     assert (output / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize("command", ["glue", "search"])
+def test_who_evaluates_can_be_said_on_the_command_line(
+    command: str,
+    run: Run,
+    zoo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+
+    def stop(config: RecipeConfig, **settings: object) -> None:
+        given.append(config.search)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modelglue.recipe.glue.glue", stop)
+    monkeypatch.setattr("modelglue.recipe.search.search_families", stop)
+    recipe = yaml.safe_load(zoo.read_text()) | {"output": str(tmp_path / "run")}
+    recipe["search"] |= {"executor": "ray", "workers": 4, "address": "host:6379"}
+    path = zoo.parent / "on-ray.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert run(command, path, "--workers", 3) == 130
+    assert run(command, path, "--executor", "serial") == 130
+    assert [(search.executor, search.workers) for search in given] == [("ray", 3), ("serial", 1)]
+    capsys.readouterr()
+    assert run(command, path, "--executor", "slurm") == 2
+    assert "must be one of serial, workers, ray, not 'slurm'" in capsys.readouterr().err
+    assert run(command, "--help") == 0
+    told = capsys.readouterr().out
+    assert "--workers" in told
+    assert "serial, workers or ray" in " ".join(told.split())
 
 
 def test_the_demo_leaves_code_out_where_nothing_can_contain_it(

@@ -160,6 +160,12 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(zoo: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_with_ray_the_device_must_be_here_too(zoo: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(zoo, output=str(tmp_path / "run"), device="cudda", executor="ray")
+    with pytest.raises(ConfigError, match=r"'cudda' cannot be used: .*the machine that starts"):
+        glue(recipe)
+
+
 def test_a_family_is_scored_and_written_with_the_bases_settings(zoo: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zoo"
     shutil.copytree(zoo.parent, copy, ignore=shutil.ignore_patterns("runs"))
@@ -251,7 +257,9 @@ def _visible(root: Path) -> dict[str, bytes]:
 
 def _result(run: Path) -> dict[str, Any]:
     report = {k: v for k, v in read_json(run / "report.json").items() if k not in TIMED}
-    return {"report": report, "stages": _visible(run / "stages")}
+    # Workers end in any order.
+    trials = sorted((run / "journal.jsonl").read_text().splitlines())
+    return {"report": report, "stages": _visible(run / "stages"), "trials": trials}
 
 
 def _glue_silently(zoo: Path, output: Path) -> None:
@@ -301,3 +309,21 @@ def test_thirty_killed_runs_resume_to_the_same_result(
     zoo: Path, whole: Outcome, tmp_path: Path
 ) -> None:
     assert _kills(zoo, whole, tmp_path, times=30, seed=1) >= 25
+
+
+@pytest.mark.slow
+def test_killed_evolutions_of_two_workers_resume_to_the_same_trials(
+    zoo: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(zoo.read_text())
+    evolution = {"strategy": "evolution", "trials": 24, "population": 6, "stages": 2}
+    recipe["search"] = {**evolution, "blocks": 3, "validation": 0, "workers": 2}
+    path = zoo.parent / "evolving.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    whole = glue(load_recipe(path, output=str(tmp_path / "whole")))
+    (search, *_) = whole.report.searches
+    assert sum(each.stopped for each in search.generations) > 0
+    assert len(_result(whole.path)["trials"]) == len(set(_result(whole.path)["trials"]))
+    assert _kills(path, whole, tmp_path, times=8, seed=2) >= 6
+    alone = glue(load_recipe(path, output=str(tmp_path / "alone"), executor="serial"))
+    assert _result(alone.path) == _result(whole.path)

@@ -1,6 +1,7 @@
 """What stands in a run directory stands whole, and belongs to one recipe and one process."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,27 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "run", RECIPE).__exit__(None, None, None)
     with pytest.raises(RunConflict, match="models differ"):
         RunDirectory(tmp_path / "run", {**RECIPE, "models": ["b"]})
+
+
+def test_who_works_and_where_may_change_under_a_run(tmp_path: Path) -> None:
+    search = {"strategy": "greedy_soup", "executor": "ray", "workers": 4, "storage": None}
+    with RunDirectory(tmp_path / "run", {**RECIPE, "search": search}):
+        pass
+    others = {"executor": "serial", "workers": 1, "storage": "sqlite:///s", "address": "host:1"}
+    with RunDirectory(tmp_path / "run", {**RECIPE, "search": {**search, **others}}):
+        pass
+    with pytest.raises(RunConflict, match="search differ"):
+        RunDirectory(tmp_path / "run", {**RECIPE, "search": {**search, "seed": 1}})
+
+
+def test_a_run_keeps_its_id_and_another_in_its_place_has_another(tmp_path: Path) -> None:
+    ids = []
+    for _ in range(2):
+        for _ in range(2):
+            with RunDirectory(tmp_path / "run", RECIPE) as run:
+                ids.append(run.id)
+        shutil.rmtree(tmp_path / "run")
+    assert ids[0] == ids[1] != ids[2] == ids[3]
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:

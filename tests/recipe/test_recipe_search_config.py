@@ -2,7 +2,15 @@
 
 import pytest
 
-from modelglue.recipe.search_config import DEFAULT, SearchConfig, StrategyConfig, parse_search
+from modelglue.recipe.estimate import trials_at_most
+from modelglue.recipe.search_config import (
+    DEFAULT,
+    SearchConfig,
+    StrategyConfig,
+    device_problems,
+    parse_search,
+    with_executor,
+)
 from modelglue.search.problem import STRATEGIES, options_of
 
 
@@ -66,7 +74,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert "search.strategies[1].trials: must be a whole number" in text
     assert "search.strategies[2]: must be the name" in text
     assert 'search.validatoin: unknown key; did you mean "validation"?' in text
-    assert "search.level: must be a number of at least 0.0001 and at most 0.5, not 2" in text
+    assert "search.level: must be a number of at least 0.0001 and below 0.5, not 2" in text
     assert "search.executor: must be one of serial, workers, ray, not 'slurm'" in text
 
 
@@ -93,3 +101,96 @@ def test_a_warm_start_is_a_strategy_or_the_name_of_an_earlier_one() -> None:
     assert "search.strategies[0].warm_start: must be a strategy, or the name of one" in problem
     (problem,) = problems_of({"strategy": "evolution", "warm_start": "data_flow"})
     assert "search.warm_start: data_flow finds an order of layers" in problem
+
+
+def test_no_evolution_starts_from_itself() -> None:
+    (problem,) = problems_of({"strategy": "evolution", "trials": 20, "warm_start": "evolution"})
+    assert problem.startswith("search.warm_start: evolution would start from itself")
+    again = {"strategy": "evolution", "name": "again", "warm_start": "evolution"}
+    parsed({"strategies": ["evolution", again]})
+
+
+def test_what_is_left_empty_keeps_its_default() -> None:
+    config = parsed({"strategy": "evolution", "trials": None, "warm_start": None, "level": None})
+    assert config == parsed({"strategy": "evolution"})
+    assert trials_at_most(3, config.strategies) == 203
+    (problem,) = problems_of({"strategy": "evolution", "trails": None})
+    assert problem.startswith("search.trails: evolution has no such option")
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, float("nan")])
+def test_a_level_that_no_test_can_have_is_refused(level: float) -> None:
+    (problem,) = problems_of({"level": level})
+    assert problem.startswith("search.level: must be a number of at least 0.0001 and below 0.5")
+
+
+@pytest.mark.parametrize("storage", ["optuna.db", "runs/optuna.journal", 3, ""])
+def test_a_storage_is_the_url_of_a_database(storage: object) -> None:
+    (problem,) = problems_of({"storage": storage})
+    assert problem.startswith("search.storage: must be the URL of a database, such as sqlite:///")
+    parsed({"storage": "postgresql://host/studies"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "users"),
+    [
+        ({"executor": "serial", "workers": 4}, "workers or ray"),
+        ({"address": "host:6379"}, "ray"),
+        ({"workers": 2, "address": "auto"}, "ray"),
+        ({"executor": "workers", "gpus_per_worker": 1}, "ray"),
+    ],
+)
+def test_what_the_executor_would_pass_over_is_one_problem(
+    settings: dict[str, object], users: str
+) -> None:
+    (problem,) = problems_of(settings)
+    assert f"has no use for it; set executor: {users}, or leave" in problem
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2])
+def test_more_gpus_than_hold_a_model_are_refused_with_the_reason(gpus: float) -> None:
+    (problem,) = problems_of({"executor": "ray", "gpus_per_worker": gpus})
+    assert "search.gpus_per_worker: must be a number of at least 0 and at most 1" in problem
+    assert "a worker's model stands on one GPU" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "problem"),
+    [
+        ({"executor": "ray"}, "cuda:1", "'cuda:1' is none that Ray's workers see"),
+        ({"executor": "ray", "gpus_per_worker": 0.5}, "cpu", "so GPUs would idle"),
+        ({"executor": "ray", "gpus_per_worker": 0.5}, "cuda", None),
+        ({"executor": "ray"}, "cuda:0", None),
+        ({"workers": 2}, "cuda:1", None),
+    ],
+)
+def test_rays_workers_see_no_second_gpu(
+    settings: dict[str, object], device: str, problem: str | None
+) -> None:
+    found = device_problems(parsed(settings), device)
+    assert len(found) == (problem is not None)
+    assert all(str(problem) in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("section", "executor", "workers", "expected"),
+    [
+        (None, None, 3, ("workers", 3)),
+        ({"executor": "serial"}, None, 3, ("workers", 3)),
+        ({"executor": "ray", "address": "auto"}, None, 3, ("ray", 3)),
+        ({"workers": 4}, "ray", None, ("ray", 4)),
+        ({"workers": 4}, "serial", None, ("serial", 1)),
+        ({"executor": "ray", "address": "auto", "workers": 4}, "workers", None, ("workers", 4)),
+        ({"executor": "ray", "gpus_per_worker": 1, "workers": 4}, "serial", None, ("serial", 1)),
+    ],
+)
+def test_another_executor_takes_the_place_of_the_recipes(
+    section: object, executor: str | None, workers: int | None, expected: tuple[str, int]
+) -> None:
+    config = parsed(with_executor(section, executor=executor, workers=workers))
+    assert (config.executor, config.workers) == expected
+
+
+def test_an_executor_that_nobody_knows_is_told_as_it_was_given() -> None:
+    (problem,) = problems_of(with_executor({"workers": 4}, executor="slurm", workers=None))
+    assert "search.executor: must be one of serial, workers, ray, not 'slurm'" in problem

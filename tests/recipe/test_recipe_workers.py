@@ -1,5 +1,6 @@
 """A family in other processes scores as it does in this one."""
 
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import station_samples
 import torch
 
 from modelglue.evaluate.scores import Scores
@@ -20,6 +22,7 @@ from modelglue.recipe.workers import ACCEPT, Station, blocks_of, device_of, part
 from modelglue.report.events import silent
 from modelglue.search.executors import Job
 from modelglue.search.executors.bench import Seat
+from modelglue.search.executors.ray import connect
 from modelglue.search.trials import JournalledObjective
 
 WORDS = "river stone cloud amber violin harbour maple engine lantern copper".split()
@@ -90,6 +93,26 @@ def test_two_workers_score_as_this_process_does(session: Session) -> None:
     assert trials(session) == apart
     assert None not in apart
     assert len({scores.mean for scores in apart[::4] if scores}) == len(CANDIDATES)
+
+
+@pytest.mark.slow
+def test_actors_score_as_this_process_does_though_one_is_killed(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    search = replace(session.config.search, executor="serial")
+    session.config = replace(session.config, search=search)
+    expected = trials(session)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setattr("modelglue.recipe.session.Station", station_samples.Mortal)
+    session.config = replace(session.config, search=replace(search, executor="ray", workers=2))
+    assert connect("local")
+    try:
+        assert trials(session) == expected
+    finally:
+        ray.shutdown()
+    assert (session.config.root / "killed").exists()
 
 
 def test_the_blocks_of_a_candidate_make_up_its_full_scores(session: Session) -> None:

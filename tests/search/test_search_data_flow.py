@@ -14,7 +14,8 @@ from modelglue.errors import ConfigError
 from modelglue.journal import Journal
 from modelglue.search.executors.serial import Serial
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import Dials, Problem, SearchResult, Trial, models_of, search
+from modelglue.search.problem import Dials, Problem, Trial, models_of, search
+from modelglue.search.result import SearchResult
 from modelglue.search.strategies import data_flow
 from modelglue.search.strategies.data_flow import Limits, Place, moved, spelled
 from modelglue.search.trials import JournalledObjective
@@ -144,6 +145,18 @@ def test_scales_are_left_alone_where_they_are_off() -> None:
     watch = Watch()
     flow(objective(nearness), tell=watch, options={"trials": 60, "scales": "off"})
     assert {scale for one in watch.tried for scale in one.coefficients.values()} == {1.0}
+
+
+def test_scales_are_left_alone_where_models_have_no_place_for_them() -> None:
+    watch = Watch()
+    given = problem("ab", objective(nearness), tell=watch, dials=Dials(layers=6, scales=False))
+    search("data_flow", Problem(**{**vars(given), "options": {"trials": 60}}))
+    assert {scale for one in watch.tried for scale in one.coefficients.values()} == {1.0}
+
+
+def test_paths_that_may_not_be_as_long_as_a_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="most_layers is 5, and the models have 6"):
+        flow(objective(nearness), options={"most_layers": 5})
 
 
 def test_a_race_of_paths_takes_fewer_items_and_ends_with_one_that_was_scored_on_all() -> None:

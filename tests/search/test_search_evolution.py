@@ -12,14 +12,8 @@ from landscapes import BLOCKS, GOAL, Watch, answered, evolve, hill, near, object
 from modelglue.errors import EvaluationError
 from modelglue.search.executors.serial import Serial
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import (
-    Dial,
-    Dials,
-    SearchResult,
-    Trial,
-    canonical,
-    options_of,
-)
+from modelglue.search.problem import Dial, Dials, Trial, canonical, options_of
+from modelglue.search.result import SearchResult
 from modelglue.search.sampler import Cloud, Sampler
 from modelglue.search.space import Space
 from modelglue.search.trials import JournalledObjective

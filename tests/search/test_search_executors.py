@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import worker_samples
-from worker_samples import candidates, landscape, outcome, score
+from worker_samples import BLOCKS, candidates, landscape, outcome, score
 
 from modelglue.errors import ConfigError, RunError, TaskError
+from modelglue.journal import Journal
 from modelglue.search.executors import Job, executor, workers
 from modelglue.search.executors.bench import Seat
 from modelglue.search.executors.only import Only
@@ -54,15 +55,21 @@ def test_workers_killed_in_the_middle_of_a_trial_change_nothing(
     assert len(list(tmp_path.glob("killed at *"))) == 3
 
 
-def test_a_candidate_that_no_worker_survives_is_a_failed_trial(tmp_path: Path) -> None:
-    jobs = [Job({"a": a}) for a in (0.1, 0.2, 0.3)]
-    with closing(processes(worker_samples.AlwaysKilled(tmp_path, 0.2), workers=2)) as made:
-        trials = dict(made.run(jobs))
-    assert trials[0] == Trial(landscape({"a": 0.1}))
-    assert trials[2] == Trial(landscape({"a": 0.3}))
-    assert trials[1].scores is None
-    assert "3 workers were lost" in (trials[1].failure or "")
+def test_a_candidate_that_no_worker_survives_ends_the_run_and_is_no_trial(tmp_path: Path) -> None:
+    asked = [{"a": a} for a in (0.1, 0.2, 0.3)]
+    with (
+        closing(processes(worker_samples.AlwaysKilled(tmp_path, 0.2), workers=1)) as made,
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(RunError, match=r"over one candidate \(a: 0.2\); the last one was killed"),
+    ):
+        JournalledObjective(made, journal, scope="s", items=BLOCKS).many(asked)
     assert (tmp_path / "deaths").read_text() == "xxx"
+    # Where there is memory enough, it is asked again.
+    with Journal(tmp_path / "journal") as journal:
+        assert [record["coefficients"] for record in journal] == asked[:1]
+        again = JournalledObjective(Serial(score), journal, scope="s", items=BLOCKS)
+        assert again.many(asked) == [Trial(landscape(each)) for each in asked]
+        assert again.evaluated == 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from landscapes import Watch, as_scores, objective
 from modelglue.errors import EvaluationError, UnknownName
 from modelglue.evaluate.scores import Scores
 from modelglue.search.greedy import mix
-from modelglue.search.problem import Problem, SearchResult, canonical, search
+from modelglue.search.problem import Problem, canonical, search
+from modelglue.search.result import SearchResult
 from modelglue.search.trials import in_memory
 
 HEURISTICS = (

@@ -9,7 +9,7 @@ import pytest
 import worker_samples
 from worker_samples import candidates, outcome, score
 
-from modelglue.errors import ConfigError
+from modelglue.errors import ConfigError, RunError
 from modelglue.search.executors import Job, executor
 from modelglue.search.executors.ray import actors, connect
 from modelglue.search.executors.serial import Serial
@@ -46,5 +46,48 @@ def test_an_error_in_an_actor_reaches_whoever_asked() -> None:
 
 
 def test_more_gpus_than_there_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match="is more than the Ray cluster has, 0; workers would"):
+    with pytest.raises(ConfigError, match=r"nodes of the Ray cluster have \d+ CPUs and 0 GPUs;"):
         actors(worker_samples.Steady(), workers=1, gpus_per_worker=0.5)
+
+
+@pytest.mark.parametrize(("gpus", "fits"), [(1, True), (0.5, True), (2, False)])
+def test_what_a_worker_needs_must_be_on_one_node(
+    gpus: float, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"GPU": 8.0}},  # without a core to run it
+        {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    if fits:
+        actors(worker_samples.Steady(), workers=1, gpus_per_worker=gpus).close()
+    else:
+        with pytest.raises(ConfigError, match="needs 1 CPU and 2 GPUs on one node"):
+            actors(worker_samples.Steady(), workers=1, gpus_per_worker=gpus)
+
+
+def test_a_cluster_that_others_have_filled_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr("modelglue.search.executors.ray.PATIENCE", 1.0)
+    holder = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(_Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+    with (
+        closing(executor("ray", worker_samples.Steady(), workers=2)) as made,
+        pytest.raises(RunError, match=r"within 1 seconds: each needs 1 CPU .* free .* are 0 CPUs"),
+    ):
+        list(made.run([Job({"a": 0.1})]))
+    ray.kill(holder)
+    monkeypatch.setattr("modelglue.search.executors.ray.PATIENCE", 60.0)
+    with closing(executor("ray", worker_samples.Steady(), workers=1)) as made:
+        assert dict(made.run([Job({"a": 0.1})])) == {0: score({"a": 0.1}, None)}
+
+
+class _Holder:
+    """Takes a place and does nothing."""

@@ -2,7 +2,9 @@
 
 import math
 import os
+import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from modelglue.errors import ConfigError
-from modelglue.search.problem import Problem, SearchResult, Tried, search
-from modelglue.search.study import Study, write_study
+from modelglue.search.problem import Problem, Tried, search
+from modelglue.search.result import SearchResult
+from modelglue.search.study import Mirror, Study, storage_problem, write_study
 
 GOAL = {"a": 0.55, "b": 0.4, "c": 0.05}
 
@@ -88,7 +91,8 @@ def test_a_kill_in_the_middle_of_writing_is_mended(tmp_path: Path) -> None:
     evolve(watch)
     write_study(path, "evolution", watch.tried[:30])
     # Half a line, and the lock held.
-    path.write_bytes(path.read_bytes()[:-40])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
     os.symlink(path, f"{path}.lock")
     started = time.monotonic()
     write_study(path, "evolution", watch.tried)
@@ -96,25 +100,57 @@ def test_a_kill_in_the_middle_of_writing_is_mended(tmp_path: Path) -> None:
     assert len(load(path).trials) == len(
         {(str(one.coefficients), one.generation) for one in watch.tried}
     )
+    assert path.read_bytes().startswith(whole[: whole[:-1].rfind(b"\n")])
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_study_damaged_in_the_middle_is_made_anew(tmp_path: Path) -> None:
+def test_a_study_damaged_in_the_middle_is_set_aside_and_made_anew(tmp_path: Path) -> None:
     path, watch = tmp_path / "study.log", Watch()
     evolve(watch)
     write_study(path, "evolution", watch.tried)
     whole = load(path).trials
     data = path.read_bytes()
-    path.write_bytes(data[:200] + b"\0\0\0" + data[203:])
-    write_study(path, "evolution", watch.tried)
-    assert [t.params for t in load(path).trials] == [t.params for t in whole]
+    damaged = data[:200] + b"\0\0\0" + data[203:]
+    for number in (1, 2):
+        path.write_bytes(damaged)
+        write_study(path, "evolution", watch.tried)
+        assert [t.params for t in load(path).trials] == [t.params for t in whole]
+        assert (tmp_path / f"study.log.damaged-{number}").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("kind", ["database", "text", "json lines", "binary"])
+def test_a_file_that_is_something_else_is_left_alone(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    if kind == "database":
+        write_study(f"sqlite:///{path}", "mine", [Tried({"a": 1.0}, 0.5)])
+    else:
+        path.write_bytes(
+            {"text": b"my notes", "json lines": b'{"id": 1}\n', "binary": b"\0\n\n"}[kind]
+        )
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"optuna\.db is no journal of Optuna's"):
+        Study(path, "evolution")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_while_the_first_line_was_written_is_mended(tmp_path: Path) -> None:
+    write_study(tmp_path / "study.log", "evolution", [])
+    (line,) = (tmp_path / "study.log").read_bytes().splitlines(keepends=True)
+    for size in (0, 1, 5, 30, len(line) - 1):
+        (tmp_path / "torn.log").write_bytes(line[:size])
+        write_study(tmp_path / "torn.log", "evolution", [Tried({"a": 1.0}, 0.5)])
+        assert len(load(tmp_path / "torn.log").trials) == 1
 
 
 def test_strategies_have_studies_of_their_own_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     results = {}
     for strategy in ("heuristic_coefficient", "greedy_soup", "evolution"):
-        given = problem(GOAL, objective(near(GOAL)), tell=Study(path, strategy).add)
-        results[strategy] = search(strategy, Problem(**{**vars(given), "options": {"trials": 30}}))
+        with closing(Study(path, strategy)) as study:
+            given = problem(GOAL, objective(near(GOAL)), tell=study.add)
+            more = {**vars(given), "options": {"trials": 30}}
+            results[strategy] = search(strategy, Problem(**more))
     for strategy, result in results.items():
         assert load(path, strategy).best_value == result.score
         assert len(load(path, strategy).trials) == result.trials
@@ -137,6 +173,55 @@ def test_a_database_holds_the_same(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_used_is_one_clear_error(url: str) -> None:
     with pytest.raises(ConfigError, match=f"search.storage: {url} cannot be used: "):
         Study(url, "evolution")
+    assert (storage_problem(url) or "").startswith(f"search.storage: {url} cannot be used: ")
+
+
+def test_a_database_that_can_be_used_is_let_go_of(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    assert storage_problem(f"sqlite:///{path}") is None
+    assert not opened(path)
+    study = Study(f"sqlite:///{path}", "evolution")
+    study.add([Tried({"a": 1.0}, 0.5)])
+    assert opened(path)
+    study.close()
+    assert not opened(path)
+
+
+def opened(path: Path) -> bool:
+    """Whether this process has a file open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(os.readlink(descriptor))
+    return str(path) in found
+
+
+def test_a_database_that_breaks_in_mid_search_ends_the_mirror_and_not_the_search(
+    tmp_path: Path,
+) -> None:
+    path, notes, watch = tmp_path / "study.db", list[str](), Watch()
+
+    def tell(tried: Any) -> None:
+        if len(watch.calls) == 2:
+            with closing(sqlite3.connect(path)) as broken:
+                broken.execute("DROP TABLE trial_values")
+        watch(tried)
+        mirror.add(tried)
+
+    with closing(Mirror(f"sqlite:///{path}", "evolution", note=notes.append)) as mirror:
+        assert evolve(tell, trials=30) == evolve(Watch(), trials=30)
+    assert len(watch.calls) > 3
+    (note,) = notes
+    assert note.startswith("The Optuna study 'evolution' is not whole: ")
+    assert "trial_values" in note
+    assert not opened(path)
+
+
+def test_a_database_that_is_never_there_is_one_note() -> None:
+    notes = list[str]()
+    mirror = Mirror("sqlite:////no/such/folder/study.db", "evolution", note=notes.append)
+    evolve(mirror.add, trials=8)
+    assert len(notes) == 1
 
 
 def test_numbers_of_any_size_can_be_shown(tmp_path: Path) -> None:
@@ -165,5 +250,7 @@ def test_a_generation_is_written_in_one_go(tmp_path: Path, monkeypatch: pytest.M
         append(self, logs)
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", counted)
+    # Nor is anything read again, however long the file has grown.
+    monkeypatch.delattr(JournalFileBackend, "read_logs")
     study.add([Tried({"a": i / 9}, 0.5, generation=0, member=i) for i in range(9)])
     assert calls == [9]

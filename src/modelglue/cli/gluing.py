@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from modelglue.minizoo.zoo import Zoo
     from modelglue.recipe.config import RecipeConfig
 
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Candidates evaluated side by side, in place of the recipe's number."),
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="Who evaluates, in place of the recipe's: serial, workers or ray.",
+    ),
+]
+
 
 @app.command()
 def demo(
@@ -48,6 +61,8 @@ def glue(
     config: Annotated[Path, typer.Argument(help="The recipe: models, base, tasks, output.")],
     output: Annotated[Path | None, typer.Option(help="Write the run here instead.")] = None,
     device: Device = None,
+    workers: Workers = None,
+    executor: ExecutorName = None,
     unsafe_code: Unsafe = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the stages, do nothing.")
@@ -58,7 +73,7 @@ def glue(
 
     Killed at any moment, the same command goes on where it stopped.
     """
-    recipe = _recipe(config, output, device, unsafe_code)
+    recipe = _recipe(config, output, device, unsafe_code, executor=executor, workers=workers)
     if dry_run:
         _dry_run(recipe, as_json)
     else:
@@ -70,6 +85,8 @@ def search(
     config: Annotated[Path, typer.Argument(help="A recipe, as for glue.")],
     output: Annotated[Path | None, typer.Option(help="Write the run here instead.")] = None,
     device: Device = None,
+    workers: Workers = None,
+    executor: ExecutorName = None,
     unsafe_code: Unsafe = False,
     as_json: Json = False,
 ) -> None:
@@ -81,13 +98,16 @@ def search(
     from modelglue.report.progress import run_progress
     from modelglue.report.terminal import search_tables, wide_console
 
-    recipe = _recipe(config, output, device, unsafe_code)
+    recipe = _recipe(config, output, device, unsafe_code, executor=executor, workers=workers)
     with run_progress() as listen:
         found = search_families(recipe, listen=listen)
     if as_json:
         paths = [path.to_json() for path in found.paths]
-        print_json({"paths": paths, "acceptance": [asdict(test) for test in found.acceptance]})
+        tests = [asdict(test) for test in found.acceptance]
+        print_json({"paths": paths, "acceptance": tests, "notes": found.notes})
         return
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
     if not found.paths:
         typer.echo("no family has two models, so there is nothing to search")
     for path in found.paths:
@@ -132,7 +152,13 @@ def minizoo(
 
 
 def _recipe(
-    path: Path, output: Path | None, device: str | None, unsafe_code: bool
+    path: Path,
+    output: Path | None,
+    device: str | None,
+    unsafe_code: bool,
+    *,
+    executor: str | None,
+    workers: int | None,
 ) -> "RecipeConfig":
     from modelglue.recipe.config import load_recipe
 
@@ -141,6 +167,8 @@ def _recipe(
         output=str(output.resolve()) if output else None,
         device=device,
         unsafe_code=True if unsafe_code else None,
+        executor=executor,
+        workers=workers,
     )
 
 

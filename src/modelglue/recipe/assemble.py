@@ -27,7 +27,8 @@ from modelglue.report.data import (
     TableRow,
     TaskInfo,
 )
-from modelglue.search.problem import Coefficients, SearchResult, models_of
+from modelglue.search.problem import Coefficients, models_of
+from modelglue.search.result import SearchResult
 from modelglue.zoo.cluster import Clustering
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")

@@ -24,7 +24,12 @@ from modelglue.errors import ConfigError
 from modelglue.evaluate.task import TaskConfig
 from modelglue.evaluate.task_config import parse_tasks
 from modelglue.recipe.formula import Formula, parse_formula
-from modelglue.recipe.search_config import SearchConfig, parse_search
+from modelglue.recipe.search_config import (
+    SearchConfig,
+    device_problems,
+    parse_search,
+    with_executor,
+)
 from modelglue.registry import nearest
 from modelglue.search.knobs import is_plain
 from modelglue.yamlfile import read_yaml
@@ -121,8 +126,15 @@ SCALARS: dict[str, str] = {
 KEYS = ("models", "tasks", "output", "merge", "search", *SCALARS)
 
 
-def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
-    """Read a recipe; `overrides` replace keys of the file (output, device, unsafe_code …).
+def load_recipe(
+    path: Path, *, executor: str | None = None, workers: int | None = None, **overrides: Any
+) -> RecipeConfig:
+    """Read a recipe.
+
+    Args:
+        path: of the file.
+        executor, workers: in place of the search's own; see `with_executor`.
+        overrides: in place of other keys of the file (output, device, unsafe_code …).
 
     Raises:
         ConfigError: with everything that is wrong in the file.
@@ -130,6 +142,8 @@ def load_recipe(path: Path, **overrides: Any) -> RecipeConfig:
     value = read_yaml(path)
     if isinstance(value, dict):
         value = {**value, **{key: given for key, given in overrides.items() if given is not None}}
+        search = with_executor(value.get("search"), executor=executor, workers=workers)
+        value = value if search is None else {**value, "search": search}
     try:
         return parse_recipe(value, root=path.parent)
     except ConfigError as error:
@@ -151,6 +165,7 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
     given = {name: value[name] for name in SCALARS if value.get(name) is not None}
     problems += [p for name, setting in given.items() if (p := _scalar_problem(name, setting))]
     search = parse_search(value.get("search"), problems)
+    problems += device_problems(search, str(given.get("device", "cpu")))
     merge = parse_formula(value.get("merge"), [entry.name for entry in models], problems)
     if merge.definition.needs_base and not merge.absorbs and not given.get("base"):
         problems.append(f"base: {merge.method} needs the model that the others come from")

@@ -97,6 +97,22 @@ def config(
     return MergeConfig("passthrough", base_model=template, root=root, slices=tuple(slices))
 
 
+def unscalable(layer: int, tensors: Collection[str]) -> str | None:
+    """Why what enters a layer cannot be scaled; None if it can.
+
+    Args:
+        layer: its number.
+        tensors: names, of the whole model.
+    """
+    behind = [name for name in tensors if place(name).layer == layer and _BEHIND.search(name)]
+    if not behind and all(_writes(layer, tensors).values()):
+        return None
+    why = f"{behind[0]} normalises them" if behind else "nobody can tell which they are"
+    return (
+        "the scale of a layer's input is written as one of its output projections, and here " + why
+    )
+
+
 def words(coefficients: Coefficients, model: str) -> str:
     """What a candidate takes of one model: "layers 0, 1 and 5"."""
     taken = [str(placed.layer) for placed in layers(coefficients) if placed.model == model]
@@ -121,18 +137,18 @@ def _runs(placed: tuple[Placed, ...]) -> Iterator[tuple[list[Placed], float]]:
 
 def _scaled(factor: float, layer: int, tensors: Collection[str]) -> tuple[Conditional, ...]:
     """The factor for whatever writes into the residual stream."""
+    if (why := unscalable(layer, tensors)) is not None:
+        raise NotMergeable(f"{why}. Search with scales: off.")
+    writes = [name for names in _writes(layer, tensors).values() for name in names]
+    endings = [split for name in writes if (split := split_layer(name))]
+    texts = dict.fromkeys(after for _, _, after in endings)
+    return (*(Conditional(factor, text) for text in texts), Conditional(1.0))
+
+
+def _writes(layer: int, tensors: Collection[str]) -> dict[str, list[str]]:
+    """By role, the tensors of a layer that write into the residual stream."""
     inside = [name for name in tensors if place(name).layer == layer]
-    writes = {
+    return {
         role: [name for name in inside if place(name).role == role and pattern.search(name)]
         for role, pattern in _WRITES.items()
     }
-    behind = [name for name in inside if _BEHIND.search(name)]
-    if behind or not all(writes.values()):
-        why = f"{behind[0]} normalises them" if behind else "nobody can tell which they are"
-        raise NotMergeable(
-            "the scale of a layer's input is written as one of its output projections, and here "
-            f"{why}. Search with scales: off."
-        )
-    endings = [split for names in writes.values() for name in names if (split := split_layer(name))]
-    texts = dict.fromkeys(after for _, _, after in endings)
-    return (*(Conditional(factor, text) for text in texts), Conditional(1.0))

@@ -1,9 +1,10 @@
 """What of a merge method a search may turn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from modelglue.merge.plan.slices import Layers, depth_of
+from modelglue.recipe.dataflow import unscalable
 from modelglue.recipe.groups import labels
 from modelglue.search.problem import Dial, Dials
 
@@ -33,12 +34,14 @@ def dials(
         roles: whether attention and MLP have numbers of their own.
     """
     names = list(template.tensors)
+    layers = depth(names, template.config)
     return Dials(
         weighted=formula.weighted,
         normalised=formula.normalised,
         others=tuple(_others(formula)),
         groups=labels(names, size=group_size, roles=roles),
-        layers=depth(names, template.config),
+        layers=layers,
+        scales=scaling_problem(names, layers) is None,
     )
 
 
@@ -46,6 +49,12 @@ def depth(names: Iterable[str], config: Mapping[str, object]) -> int:
     """How many layers a model has that can be put in another order; 0 where that is not clear."""
     found = Layers(names, depth_of(config))
     return 0 if found.main is None else found.depth(found.main)
+
+
+def scaling_problem(names: Collection[str], layers: int) -> str | None:
+    """Why not all of a model's layers can be scaled where they are reordered; None if they can."""
+    problems = (unscalable(layer, names) for layer in range(layers))
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _others(formula: "Formula") -> Iterable[Dial]:

@@ -1,14 +1,17 @@
 """What a run will take, told before it starts: evaluations, memory, disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.recipe.config import RecipeConfig
-from modelglue.recipe.inputs import Inputs
 from modelglue.recipe.search_config import StrategyConfig
 from modelglue.search.strategies.heuristic_coefficient import SHARES
 from modelglue.zoo.compatibility import incompatibility
+
+if TYPE_CHECKING:
+    from modelglue.recipe.config import RecipeConfig
+    from modelglue.recipe.inputs import Inputs
 
 TRIALS_A_MODEL = {"heuristic_average": 1, "greedy_soup": 1}
 """Trials that a strategy makes for each model but the first; other heuristics try every share."""
@@ -48,7 +51,7 @@ def trials_at_most(models: int, strategies: Sequence[StrategyConfig]) -> int:
     return models + sum(map(own, strategies)) if models > 1 else models
 
 
-def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
+def estimate(config: "RecipeConfig", inputs: "Inputs") -> list[StageEstimate]:
     """The stages with the most that each can take.
 
     Families are not known before the weights are read; models that could be merged by their
@@ -106,7 +109,7 @@ def estimate(config: RecipeConfig, inputs: Inputs) -> list[StageEstimate]:
     return stages
 
 
-def mergeable_groups(models: dict[str, Checkpoint]) -> list[tuple[str, ...]]:
+def mergeable_groups(models: Mapping[str, Checkpoint]) -> list[tuple[str, ...]]:
     """Models whose headers and vocabularies would let them be merged, largest group first."""
     groups: list[list[str]] = []
     for name, checkpoint in models.items():

@@ -19,8 +19,8 @@ from modelglue.recipe.workers import ACCEPT, blocks_of, parts_of
 from modelglue.search.accept import Verdict, judge
 from modelglue.search.executors import Executor, Job
 from modelglue.search.executors.only import Only
-from modelglue.search.problem import Problem, SearchResult, Trial, search
-from modelglue.search.study import Study
+from modelglue.search.problem import Problem, Trial, search
+from modelglue.search.result import SearchResult
 from modelglue.search.trials import JournalledObjective
 
 
@@ -228,9 +228,6 @@ class _Search:
         family = session.family(self.members)
         results: dict[str, SearchResult] = {}
         for one in config.strategies:
-            study = Study(
-                config.storage or session.run.path / "optuna.journal", f"{self.stage} {one.name}"
-            )
             problem = Problem(
                 names,
                 _Canonical(self.propose, session.config.merge.canonical),
@@ -243,9 +240,9 @@ class _Search:
                 options=one.options,
                 seed=config.seed,
                 results=results,
-                tell=study.add,
             )
-            result = search(one.strategy, problem)
+            with closing(session.mirror(f"{self.stage} {one.name}")) as study:
+                result = search(one.strategy, replace(problem, tell=study.add))
             own = mean_interval(_of(problem.objective(result.coefficients)))
             results[one.name] = replace(result, strategy=one.name, low=own.low, high=own.high)
         return tuple(results.values())

@@ -7,7 +7,7 @@ from typing import Any
 from modelglue.evaluate.scores import Scores
 from modelglue.search.accept import Verdict
 from modelglue.search.knobs import is_plain
-from modelglue.search.problem import SearchResult
+from modelglue.search.result import SearchResult
 
 
 @dataclass(frozen=True)

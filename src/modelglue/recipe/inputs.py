@@ -15,6 +15,8 @@ from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.task import Task
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.division import Division, divide
+from modelglue.recipe.foresight import search_problems
+from modelglue.search.study import storage_problem
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def open_inputs(config: RecipeConfig, *, share: int | None = None) -> Iterator[I
             for index, entry in enumerate(config.models)
         }
         base = opened(config.base, "base") if config.base else None
-        problems += _device_problems(config.device)
+        problems += _device_problems(config)
+        if config.search.storage is not None:
+            problem = storage_problem(config.search.storage)
+            problems += [] if problem is None else [problem]
+        models = {name: model for name, model in found.items() if model is not None}
+        problems += search_problems(config.search, models)
         tasks = tuple(task.open() for task in config.tasks)
         for task in tasks:
             try:
@@ -93,17 +100,22 @@ def open_inputs(config: RecipeConfig, *, share: int | None = None) -> Iterator[I
         runs_code = any(task.runs_code for task in tasks)
         probed = probe(unsafe=config.unsafe_code, cores=share) if runs_code else None
         sandbox = None if probed is None else Remembering(probed)
-        models = {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
         yield Inputs(models, base, tasks, division, sandbox)
 
 
-def _device_problems(device: str) -> list[str]:
+def _device_problems(config: RecipeConfig) -> list[str]:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
-        return [f"device: {device!r} cannot be used: {str(error).splitlines()[0]}"]
+        reason = str(error).splitlines()[0]
+        everywhere = (
+            ". Ray's workers need it, and so does the machine that starts the run, which compares "
+            "the models and scores the report's items itself"
+        )
+        more = everywhere if config.search.executor == "ray" else ""
+        return [f"device: {config.device!r} cannot be used: {reason}{more}"]
     return []
 
 

@@ -10,8 +10,10 @@ A stage is done if and only if its manifest stands.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ import yaml
 
 from modelglue.errors import OutputExists, RunConflict
 from modelglue.journal import Journal, read_json, write_json, write_text
+from modelglue.recipe.search_config import ELSEWHERE
 
 Work = Callable[[Path], dict[str, Any]]
 """(the stage's folder, empty) → what the manifest keeps; files are put into the folder."""
@@ -28,6 +31,9 @@ Work = Callable[[Path], dict[str, Any]]
 
 class RunDirectory:
     """One run on disk, owned by this process while it is open.
+
+    Attributes:
+        id: the same for as long as the run stands, and no other run's.
 
     Raises:
         RunConflict: another process is at work here, or the folder holds the run of another
@@ -41,7 +47,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path)
         try:
-            _keep_recipe(path / "recipe.yaml", recipe)
+            self.id = _keep_recipe(path / "recipe.yaml", recipe)
             self.journal = Journal(path / "journal.jsonl")
         except BaseException:
             os.close(self._lock)
@@ -110,15 +116,26 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _keep_recipe(path: Path, recipe: dict[str, Any]) -> None:
+def _keep_recipe(path: Path, recipe: dict[str, Any]) -> str:
+    """Write the recipe down, or see that it is the one that stands; the run's id."""
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     if not path.exists():
-        write_text(path, text)
-        return
-    standing = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if standing != yaml.safe_load(text):
-        keys = [k for k in {**standing, **recipe} if standing.get(k) != recipe.get(k)]
+        # Another run of the same recipe in the same place is another run.
+        write_text(path, f"# run {uuid.uuid4().hex}\n{text}")
+    written = path.read_text(encoding="utf-8")
+    standing, asked = _deciding(yaml.safe_load(written)), _deciding(yaml.safe_load(text))
+    if standing != asked:
+        keys = [k for k in {**standing, **asked} if standing.get(k) != asked.get(k)]
         raise RunConflict(
             f"{path.parent} holds the run of another recipe ({', '.join(keys)} differ); "
             "choose another output, or delete that folder"
         )
+    return hashlib.blake2b(written.encode(), digest_size=4).hexdigest()
+
+
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe may decide a result; who works on it, and where, does not."""
+    search = recipe.get("search")
+    if not isinstance(search, dict):
+        return recipe
+    return {**recipe, "search": {k: v for k, v in search.items() if k not in ELSEWHERE}}

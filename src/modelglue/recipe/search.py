@@ -24,11 +24,13 @@ class Searched:
         paths: one a strategy in every family of at least two.
         acceptance: the tests of what they found, on items that they did not see.
         choices: the same with everything that a script may want to know.
+        notes: remarks, as a report has them.
     """
 
     paths: tuple[SearchPath, ...]
     acceptance: tuple[AcceptanceTest, ...]
     choices: tuple[FamilyChoice, ...]
+    notes: tuple[str, ...] = ()
 
 
 def search_families(config: RecipeConfig, *, listen: Listener = silent) -> Searched:
@@ -48,4 +50,5 @@ def search_families(config: RecipeConfig, *, listen: Listener = silent) -> Searc
             choose_in_family(session, number, members, looks=looks)
             for number, members in enumerate(families, start=1)
         ]
-        return Searched(search_paths(choices), acceptance_tests(choices), tuple(choices))
+        tests = acceptance_tests(choices)
+        return Searched(search_paths(choices), tests, tuple(choices), session.notes)

@@ -9,16 +9,26 @@ search:
   workers: 2
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from modelglue.registry import nearest
 from modelglue.search.problem import STRATEGIES, Option, options_of
 
+ELSEWHERE = ("executor", "workers", "gpus_per_worker", "address", "storage")
+"""Settings that say who works and where, never what comes of it: a run may go on with others."""
+
+USES: Mapping[str, tuple[str, ...]] = {
+    "serial": (),
+    "workers": ("workers",),
+    "ray": ("workers", "gpus_per_worker", "address"),
+}
+"""The executors, and the settings that each makes use of."""
+
 DEFAULT = ("heuristic_average", "heuristic_coefficient", "heuristic_similarity")
-EXECUTORS = ("serial", "workers", "ray")
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class SearchConfig:
         seed: of everything that is drawn.
         executor: who evaluates: this process, `workers` processes, or a Ray cluster.
         workers: how many candidates are evaluated side by side.
-        gpus_per_worker: of a Ray worker; a fraction lets several share one.
+        gpus_per_worker: of a Ray worker; a fraction lets several share one. Not above 1, as a
+            model is held by one device.
         address: of the Ray cluster; by default the one that this machine is part of, or its own.
         storage: a database URL for Optuna, in place of the journal file in the run directory.
     """
@@ -83,15 +94,17 @@ class SearchConfig:
 
 _SETTINGS: dict[str, Option] = {
     "validation": Option("number", 0.5, "", low=0.0, high=0.9),
-    "level": Option("number", 0.05, "", low=1e-4, high=0.5),
+    "level": Option("number", 0.05, "", low=1e-4, below=0.5),
     "blocks": Option("integer", 5, "", low=1, high=100),
     "seed": Option("integer", 0, "", low=0),
-    "executor": Option("choice", "serial", "", choices=EXECUTORS),
+    "executor": Option("choice", "serial", "", choices=tuple(USES)),
     "workers": Option("integer", 1, "", low=1, high=4096),
-    "gpus_per_worker": Option("number", 0.0, "", low=0.0, high=64),
+    "gpus_per_worker": Option("number", 0.0, "", low=0.0, high=1.0),
     "address": Option("text", None, ""),
-    "storage": Option("text", None, ""),
+    "storage": Option("url", None, ""),
 }
+
+_WHY = {"gpus_per_worker": "; a worker's model stands on one GPU, and others would idle"}
 
 
 def parse_search(value: object, problems: list[str]) -> SearchConfig:
@@ -128,10 +141,59 @@ def parse_search(value: object, problems: list[str]) -> SearchConfig:
         strategies = _strategies(given, places, problems)
     settings = {name: value[name] for name in _SETTINGS if value.get(name) is not None}
     wrong = {name: _problem(_SETTINGS[name], setting) for name, setting in settings.items()}
-    problems += [f"search.{name}: {problem}" for name, problem in wrong.items() if problem]
+    problems += [
+        f"search.{name}: {problem}{_WHY.get(name, '')}"
+        for name, problem in wrong.items()
+        if problem
+    ]
     if settings.get("workers", 1) != 1 and "executor" not in settings:
         settings["executor"] = "workers"
+    problems += _useless(settings)
     return SearchConfig(strategies, **settings)
+
+
+def with_executor(value: object, *, executor: str | None, workers: int | None) -> object:
+    """A `search` section with another executor; what that one has no use for is left out.
+
+    >>> with_executor({"seed": 1, "workers": 4, "executor": "ray"}, executor="serial", workers=None)
+    {'seed': 1, 'executor': 'serial'}
+    """
+    section = {} if value is None else value
+    if not isinstance(section, Mapping) or (executor is None and workers is None):
+        return value
+    dropped = {"executor"} if executor or section.get("executor") == "serial" else set()
+    if executor in USES:
+        dropped |= {*USES["ray"]} - {*USES[executor]}
+    own = {"executor": executor, "workers": workers}
+    kept = {key: setting for key, setting in section.items() if key not in dropped}
+    return kept | {key: setting for key, setting in own.items() if setting is not None}
+
+
+def device_problems(search: SearchConfig, device: str) -> list[str]:
+    """What does not go together with the device that the models run on."""
+    if search.executor == "ray" and re.fullmatch(r"\w+:[1-9]\d*", device):
+        return [
+            f"device: {device!r} is none that Ray's workers see: each is shown its own GPU alone; "
+            f"say {device.partition(':')[0]}"
+        ]
+    if search.gpus_per_worker and device == "cpu":
+        return [
+            "search.gpus_per_worker: models run on the cpu, so GPUs would idle; set device: cuda"
+        ]
+    return []
+
+
+def _useless(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that the executor would pass over in silence."""
+    executor = settings.get("executor", "serial")
+    for name in USES["ray"] if executor in tuple(USES) else ():
+        if name in USES[executor] or settings.get(name) in (None, _SETTINGS[name].default):
+            continue
+        users = [other for other, uses in USES.items() if name in uses]
+        yield (
+            f"search.{name}: executor: {executor} has no use for it; "
+            f"set executor: {' or '.join(users)}, or leave {name} out"
+        )
 
 
 def _strategies(
@@ -173,31 +235,34 @@ def _strategy(
         name = strategy
     options = {key: option.default for key, option in known.items()}
     for key, value in mapping.items():
-        if key in ("strategy", "name"):
+        if key in ("strategy", "name") or (value is None and key in known):
             continue
         if isinstance(value, bool):  # on and off, as YAML reads them
             value = "on" if value else "off"
         if key not in known:
             close = nearest(str(key), [*known, *_SETTINGS])
             problems.append(f"{where}.{key}: {strategy} has no such option{close}")
-        elif known[key].sort == "strategy" and value is not None:
-            problems += [f"{where}.{key}: {p}" for p in _start_problems(value, earlier)]
+        elif known[key].sort == "strategy":
+            problems += [f"{where}.{key}: {p}" for p in _start_problems(strategy, value, earlier)]
             options[key] = value
-        elif value is not None and (problem := _problem(known[key], value)):
+        elif problem := _problem(known[key], value):
             problems.append(f"{where}.{key}: {problem}")
         else:
             options[key] = value
     return StrategyConfig(strategy, name, options)
 
 
-def _start_problems(value: object, earlier: Sequence[StrategyConfig]) -> list[str]:
+def _start_problems(strategy: str, value: object, earlier: Sequence[StrategyConfig]) -> list[str]:
     """What is wrong with the strategy whose result another is to start from."""
-    names = {one.name: one.strategy for one in earlier} | {name: name for name in STRATEGIES}
+    standing = {one.name: one.strategy for one in earlier}
+    names = {name: name for name in STRATEGIES} | standing
     if not isinstance(value, str) or value not in names:
         close = nearest(str(value), names)
         return [f"must be a strategy, or the name of one that stands before, not {value!r}{close}"]
     if names[value] == "data_flow":
         return ["data_flow finds an order of layers, which is no start for weights"]
+    if value == strategy and value not in standing:
+        return [f"{strategy} would start from itself; name another strategy, or one before it"]
     return []
 
 
@@ -205,17 +270,23 @@ def _problem(option: Option, value: object) -> str | None:
     """What is wrong with a value, as the end of a sentence; None if nothing is."""
     least = [] if option.low is None else [f"at least {option.low:g}"]
     most = [] if option.high is None else [f"at most {option.high:g}"]
+    most += [] if option.below is None else [f"below {option.below:g}"]
     bounds = " and ".join(least + most)
     of = f" of {bounds}" if bounds else ""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     inside = number and (
         (option.low is None or value >= option.low)  # type: ignore[operator]
         and (option.high is None or value <= option.high)  # type: ignore[operator]
+        and (option.below is None or value < option.below)  # type: ignore[operator]
     )
     fits, expected = {
         "integer": (inside and isinstance(value, int), f"a whole number{of}"),
         "number": (inside, f"a number{of}"),
         "choice": (value in option.choices, "one of " + ", ".join(option.choices)),
         "text": (isinstance(value, str) and value != "", "text"),
+        "url": (
+            isinstance(value, str) and "://" in value,
+            "the URL of a database, such as sqlite:///studies.db",
+        ),
     }[option.sort]
     return None if fits else f"must be {expected}, not {value!r}"

@@ -1,7 +1,7 @@
 """What the stages of one run share: the recipe, its inputs, the run directory, a listener."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelglue.evaluate.scores import Scores
@@ -9,6 +9,7 @@ from modelglue.evaluate.task import Task
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.division import Parts
+from modelglue.recipe.foresight import search_notes
 from modelglue.recipe.inputs import Inputs
 from modelglue.recipe.objective import Family
 from modelglue.recipe.rundir import RunDirectory
@@ -16,6 +17,7 @@ from modelglue.recipe.workers import Families, Station, scorer
 from modelglue.report.events import Event, Listener
 from modelglue.search.executors import Executor, executor
 from modelglue.search.executors.serial import Serial
+from modelglue.search.study import Mirror
 
 
 @dataclass
@@ -32,6 +34,9 @@ class Session:
     listen: Listener
     notes: tuple[str, ...] = ()
     _held: tuple[tuple[str, ...], Family | Bundle] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.notes += tuple(search_notes(self.config.search, self.inputs.models))
 
     def tell(
         self, stage: str, text: str, done: int = 0, total: int = 0, best: float | None = None
@@ -84,14 +89,28 @@ class Session:
         for name in members:
             self.folder_of(name)
         self._families.template(members)  # what has to be written is written once, here
+        # What mirrors the search stays here: a worker need not reach it.
+        config = replace(self.config, search=replace(search, storage=None))
         gpus = search.gpus_per_worker or float(self.config.device.startswith("cuda"))
         return executor(
             search.executor,
-            Station(self.config, self._adapters, members, tuple(t.name for t in tasks), parts),
+            Station(config, self._adapters, members, tuple(t.name for t in tasks), parts),
             workers=search.workers,
             address=search.address,
             gpus_per_worker=gpus,
         )
+
+    def mirror(self, name: str) -> Mirror:
+        """An Optuna study of a search: in the run's own file, or in the recipe's database."""
+        storage = self.config.search.storage
+        if storage is None:
+            return Mirror(self.run.path / "optuna.journal", name, note=self.note)
+        # Runs may share a database, and strategies in them their names.
+        return Mirror(storage, f"{name} of {self.run.path.name} {self.run.id}", note=self.note)
+
+    def note(self, text: str) -> None:
+        """One more remark for the report."""
+        self.notes += (text,)
 
     def base_in(self, members: Sequence[str]) -> str | None:
         """What the base of these models is called: as a member of the zoo, or as the user wrote it.

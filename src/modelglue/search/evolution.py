@@ -11,16 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modelglue.search.problem import (
-    Coefficients,
-    Generation,
-    Problem,
-    SearchResult,
-    Trial,
-    Tried,
-    canonical,
-)
+from modelglue.search.problem import Coefficients, Problem, Trial, Tried, canonical
 from modelglue.search.racing import Race, race
+from modelglue.search.result import Generation, SearchResult
 from modelglue.search.sampler import Cloud, Sampler
 from modelglue.search.singles import best_first
 from modelglue.search.space import Point, Space

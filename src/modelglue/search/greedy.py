@@ -11,15 +11,8 @@ from test scores and writes the last coefficient tried instead of the best; neit
 import operator
 from collections.abc import Callable, Iterable, Sequence
 
-from modelglue.search.problem import (
-    Coefficients,
-    Problem,
-    SearchResult,
-    Step,
-    Trial,
-    Tried,
-    canonical,
-)
+from modelglue.search.problem import Coefficients, Problem, Trial, Tried, canonical
+from modelglue.search.result import SearchResult, Step
 from modelglue.search.singles import best_first, score_singles
 
 NextCandidate = Callable[[Coefficients, Sequence[str]], str]

@@ -11,8 +11,10 @@ be scored is a failed one.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +26,127 @@ MARK = "candidate"
 
 
 class Study:
-    """The mirror of one search.
+    """The mirror of one search; whoever opens it closes it.
 
     Args:
-        storage: a path for Optuna's journal file, or the URL of a database.
+        storage: a path for Optuna's journal file, or as text the URL of a database.
         name: of the study; several may share a storage.
 
     Raises:
-        ConfigError: the database cannot be used.
+        ConfigError: the database cannot be used, or the file is no journal of Optuna's.
     """
 
     def __init__(self, storage: str | Path, name: str) -> None:
-        self._name = name
-        self._path = None if "://" in str(storage) else Path(storage)
-        if self._path is not None:
-            _recover(self._path)
-        self._database = None if self._path is not None else _database(str(storage))
+        import optuna
+
+        with _quiet():
+            self._journal = _AtOnce(storage) if isinstance(storage, Path) else None
+            self._storage = _database(str(storage)) if self._journal is None else _of(self._journal)
+            if name in optuna.get_all_study_names(self._storage):
+                self._study = optuna.load_study(study_name=name, storage=self._storage)
+            else:
+                self._study = optuna.create_study(
+                    study_name=name, storage=self._storage, direction="maximize"
+                )
+            trials = self._study.get_trials(deepcopy=False)
+        self._known = {trial.user_attrs.get(MARK) for trial in trials}
         self.add([])
 
     def add(self, tried: Sequence[Tried]) -> None:
         """Add those candidates that the study lacks, in one go; `Problem.tell` may call it."""
+        lacking = {_mark(one): one for one in tried if _mark(one) not in self._known}
         with _quiet():
-            if self._path is None:
-                self._fill(self._database, tried)
-            else:
-                self._fill_file(self._path, tried)
+            self._study.add_trials([_trial(one) for one in lacking.values()])
+            if self._journal is not None:
+                self._journal.write()
+        self._known |= lacking.keys()
 
-    def _fill_file(self, path: Path, tried: Sequence[Tried]) -> None:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+    def close(self) -> None:
+        """Let go of a database."""
+        if self._journal is None:
+            _disconnect(self._storage)
 
-        backend = _AtOnce(JournalFileBackend(str(path)))
-        self._fill(JournalStorage(backend), tried)  # type: ignore[no-untyped-call, unused-ignore]
-        backend.write()
 
-    def _fill(self, storage: Any, tried: Sequence[Tried]) -> None:
-        import optuna
+class Mirror:
+    """A study that the search can do without: what goes wrong with it ends it, and is noted.
 
-        if self._name in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=self._name, storage=storage)
-        else:
-            study = optuna.create_study(
-                study_name=self._name, storage=storage, direction="maximize"
+    Args:
+        storage, name: see `Study`; it is opened when there is something to add.
+        note: told why the study is not whole.
+    """
+
+    def __init__(self, storage: str | Path, name: str, *, note: Callable[[str], None]) -> None:
+        self._storage, self._name, self._note = storage, name, note
+        self._study: Study | None = None
+        self._ended = False
+
+    def add(self, tried: Sequence[Tried]) -> None:
+        """See `Study.add`."""
+        if self._ended:
+            return
+        try:
+            self._study = self._study or Study(self._storage, self._name)
+            self._study.add(tried)
+        except Exception as error:  # noqa: BLE001 (a disk, a database, a network: all that can go wrong)
+            self.close()
+            self._note(
+                f"The Optuna study {self._name!r} is not whole: {_reason(error)}. "
+                "The search went on without it; the journal has every trial."
             )
-        known = {trial.user_attrs.get(MARK) for trial in study.get_trials(deepcopy=False)}
-        lacking = {_mark(one): one for one in tried if _mark(one) not in known}
-        study.add_trials([_trial(one) for one in lacking.values()])
+
+    def close(self) -> None:
+        """See `Study.close`; nothing is added any more."""
+        self._ended = True
+        if self._study is not None:
+            with suppress(Exception):  # of a database that is gone there is nothing to let go
+                self._study.close()
 
 
 def write_study(storage: str | Path, name: str, tried: Sequence[Tried]) -> None:
     """Add to a study those candidates that it lacks; see `Study`."""
-    Study(storage, name).add(tried)
+    with closing(Study(storage, name)) as study:
+        study.add(tried)
+
+
+def storage_problem(url: str) -> str | None:
+    """Why a database cannot hold studies; None if it can. It is made ready for them."""
+    try:
+        _disconnect(_database(url))
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 class _AtOnce:
     """Optuna's journal file, read once and appended to in one go: one fsync, not one a trial."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._read = list(file.read_logs(0))
-        self._waiting: list[Mapping[str, Any]] = []
+    def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileBackend
+
+        _recover(path)
+        self._file = JournalFileBackend(str(path))
+        self._logs: list[Mapping[str, Any]] = list(self._file.read_logs(0))
+        self._written = len(self._logs)
 
     def read_logs(self, log_number_from: int) -> list[Mapping[str, Any]]:
         """See Optuna's `BaseJournalBackend`."""
-        return [*self._read, *self._waiting][log_number_from:]
+        return self._logs[log_number_from:]
 
     def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
         """See Optuna's `BaseJournalBackend`."""
-        self._waiting += logs
+        self._logs += logs
 
     def write(self) -> None:
         """Append what waits."""
-        if self._waiting:
-            self._file.append_logs(self._waiting)
+        if waiting := self._logs[self._written :]:
+            self._file.append_logs(waiting)
+            self._written = len(self._logs)
+
+
+def _of(journal: _AtOnce) -> Any:
+    from optuna.storages import JournalStorage
+
+    return JournalStorage(journal)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _database(url: str) -> Any:
@@ -110,26 +160,62 @@ def _database(url: str) -> Any:
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
         ImportError,
+        RuntimeError,
         ValueError,
     ) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"search.storage: {url} cannot be used: {reason}") from None
+        raise ConfigError(f"search.storage: {url} cannot be used: {_reason(error)}") from None
+
+
+def _disconnect(storage: Any) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong; Optuna says what it usually is, and its cause what it is."""
+    deepest = error.__cause__ or error
+    return (str(deepest).strip() or type(deepest).__name__).splitlines()[0].rstrip(".")
+
+
+_START = b'{"op_code":'
+"""How every line of Optuna's journal begins."""
 
 
 def _recover(path: Path) -> None:
-    """Undo what a kill may leave: a lock that nobody holds, a torn last line."""
+    """Undo what a kill may leave in a journal of Optuna's: a lock that nobody holds, a torn line.
+
+    One that is damaged further up is set aside, and made anew from what the search tells.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.lock").unlink(missing_ok=True)
     data = path.read_bytes() if path.exists() else b""
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    if not (data.startswith(_START) or _START.startswith(data)):
+        raise ConfigError(f"{path} is no journal of Optuna's; move it away")
+    lock = Path(f"{path}.lock")
+    if lock.is_symlink():
+        lock.unlink()
+    *lines, torn = data.split(b"\n")
+    good = list(takewhile(_is_json, lines))
+    if len(good) < len(lines) - 1:
+        path.rename(_free(path))
+    elif torn or len(good) < len(lines):
+        os.truncate(path, sum(len(line) + 1 for line in good))
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        for line in lines:
-            json.loads(line)
+        json.loads(line)
     except ValueError:
-        lines = []  # Damaged further up: made anew from what the search tells.
-    whole = b"".join(line + b"\n" for line in lines)
-    if whole != data:
-        path.write_bytes(whole)
+        return False
+    return True
+
+
+def _free(path: Path) -> Path:
+    """A name beside it that nothing has yet."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _trial(one: Tried) -> Any:

@@ -84,7 +84,8 @@ class Pool(Generic[W]):
         """See `Executor.run`.
 
         Raises:
-            RunError: workers are lost before they stand.
+            RunError: workers are lost before they stand, or one after the other over one job. The
+                candidate need not be to blame, so that is no trial: asked again, it is tried again.
             Exception: what a worker met.
         """
         waiting = deque(range(len(jobs)))
@@ -105,11 +106,11 @@ class Pool(Generic[W]):
                     # more trials than there are workers.
                     if isinstance(answer, Trial):
                         yield at, answer
-                    elif losses[at] + 1 < MOST_LOSSES:
-                        losses[at] += 1
-                        waiting.appendleft(at)
                     elif isinstance(answer, Lost):
-                        yield at, Trial(None, _fatal(answer.reason))
+                        losses[at] += 1
+                        if losses[at] == MOST_LOSSES:
+                            raise RunError(_fatal(jobs[at], answer.reason))
+                        waiting.appendleft(at)
         finally:
             # After an error or Ctrl-C, or when nobody listens any more: what they answered later
             # would be taken for the answer to another job.
@@ -140,7 +141,8 @@ class Pool(Generic[W]):
             if self._stillborn == MOST_LOSSES:
                 raise RunError(
                     f"{MOST_LOSSES} workers in a row were lost while they started; the last one "
-                    f"{answer.reason}. Use fewer of them if memory ran out; a script of one's own "
+                    f"{answer.reason}. Use fewer of them if memory ran out (--workers); a script "
+                    "of one's own "
                     'must start them under `if __name__ == "__main__":`'
                 )
             return
@@ -156,5 +158,11 @@ class Pool(Generic[W]):
         worker.end()
 
 
-def _fatal(reason: str) -> str:
-    return f"{MOST_LOSSES} workers were lost over it, the last one as it {reason}"
+def _fatal(job: Job, reason: str) -> str:
+    candidate = ", ".join(f"{name}: {number:g}" for name, number in job.coefficients.items())
+    return (
+        f"{MOST_LOSSES} workers were lost over one candidate ({candidate}); the last one {reason}. "
+        "What was scored before stands, and the same command asks for this one again: with fewer "
+        "workers if memory ran out (--workers), or in this process (--executor serial), where its "
+        "end can be seen"
+    )

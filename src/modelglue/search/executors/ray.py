@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +13,9 @@ from modelglue.search.executors import Factory, Job
 from modelglue.search.executors.bench import Bench, Seat
 from modelglue.search.executors.pool import Answer, Lost, Pool, Raised
 
+PATIENCE = 120.0
+"""Seconds in which one worker at least must have found a place on the cluster."""
+
 
 class Actor:
     """One worker, from outside."""
@@ -20,6 +23,7 @@ class Actor:
     def __init__(self, ray: ModuleType, remote: Any, factory: bytes, seat: Seat) -> None:
         self._ray = ray
         self._handle = remote.remote(factory, seat)
+        self.placed = self._handle.__ray_ready__.remote()
         self.pending: Any = self._handle.build.remote()
 
     def begin(self, job: Job) -> None:
@@ -59,22 +63,24 @@ def actors(
             one on this machine if it is part of none.
 
     Raises:
-        ConfigError: Ray is not installed, or no cluster answers.
+        ConfigError: Ray is not installed, no cluster answers, or no node of it has room for a
+            worker.
     """
     ours = connect(address)
     import ray
 
-    if (there := ray.cluster_resources().get("GPU", 0.0)) < gpus_per_worker:
+    if (problem := _room_problem(ray.nodes(), cpus_per_worker, gpus_per_worker)) is not None:
         if ours:
             ray.shutdown()
-        raise ConfigError(
-            f"search.gpus_per_worker: {gpus_per_worker:g} is more than the Ray cluster has, "
-            f"{there:g}; workers would wait for ever"
-        )
+        raise ConfigError(problem)
     remote = ray.remote(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker)(Bench)
     pickled = pickle.dumps(factory)
 
     def answers(standing: Sequence[Actor]) -> list[tuple[Actor, Answer]]:
+        # One that is placed will answer, or be lost; Ray would wait for a place for ever.
+        placed, _ = ray.wait([actor.placed for actor in standing], timeout=PATIENCE)
+        if not placed:
+            raise RunError(_no_place(ray.available_resources(), cpus_per_worker, gpus_per_worker))
         by_pending = {actor.pending: actor for actor in standing if actor.pending is not None}
         ready, _ = ray.wait(list(by_pending), num_returns=1)
         return [(by_pending[each], by_pending[each].answer()) for each in ready]
@@ -84,6 +90,27 @@ def actors(
         lambda i: Actor(ray, remote, pickled, Seat(i, cpus_per_worker, sees_all=False)),
         answers,
         on_close=ray.shutdown if ours else lambda: None,
+    )
+
+
+def _room_problem(nodes: Sequence[Mapping[str, Any]], cpus: int, gpus: float) -> str | None:
+    """Why no worker fits on any node; None if one does."""
+    has = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(of.get("CPU", 0) >= cpus and of.get("GPU", 0) >= gpus for of in has):
+        return None
+    each = "; ".join(f"{of.get('CPU', 0):g} CPUs and {of.get('GPU', 0):g} GPUs" for of in has)
+    return (
+        f"search.gpus_per_worker: a worker needs {cpus} CPU and {gpus:g} GPUs on one node, and the "
+        f"nodes of the Ray cluster have {each}; workers would wait for ever"
+    )
+
+
+def _no_place(free: Mapping[str, float], cpus: int, gpus: float) -> str:
+    return (
+        f"no Ray worker found a place within {PATIENCE:g} seconds: each needs {cpus} CPU and "
+        f"{gpus:g} GPUs, and free in the whole cluster are {free.get('CPU', 0):g} CPUs and "
+        f"{free.get('GPU', 0):g} GPUs. Others are at work there: give the same command again when "
+        "they are done, or set executor: workers"
     )
 
 

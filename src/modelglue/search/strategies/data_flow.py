@@ -16,7 +16,8 @@ from modelglue.search.evolution import (
     score_generation,
 )
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import STRATEGIES, Option, Problem, SearchResult, completed, takes
+from modelglue.search.problem import STRATEGIES, Option, Problem, completed, takes
+from modelglue.search.result import SearchResult
 from modelglue.search.sampler import stream
 from modelglue.search.singles import score_singles
 
@@ -28,7 +29,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "repeats": Option("integer", 2, "how often the layers of one depth may stand", low=1),
     "scales": Option(
-        "choice", "on", "whether what enters a layer is scaled too", choices=("on", "off")
+        "choice", "on", "whether what enters a layer is scaled, if it can be", choices=("on", "off")
     ),
     "racing": Option("choice", "on", "stop paths that cannot win", choices=("on", "off")),
     "race_level": Option(
@@ -98,15 +99,18 @@ def data_flow(problem: Problem) -> SearchResult:
     path that works need tens.
 
     Raises:
-        ConfigError: it is not known how many layers the models have.
+        ConfigError: it is not known how many layers the models have, or they have more than a path
+            may have.
     """
     if problem.dials.layers < 1:
         raise ConfigError("data_flow: these models have no numbered layers to put in another order")
     options = completed("data_flow", problem.options)
     depth = problem.dials.layers
     longest = options["most_layers"] or depth + math.ceil(depth / 2)
-    scaled = options["scales"] in ON
-    limits = Limits(problem.names, depth, max(longest, depth), options["repeats"], scaled)
+    if longest < depth:
+        raise ConfigError(f"data_flow: most_layers is {longest}, and the models have {depth}")
+    scaled = options["scales"] in ON and problem.dials.scales
+    limits = Limits(problem.names, depth, longest, options["repeats"], scaled)
     level = options["race_level"] if options["racing"] in ON else None
     plan = Plan(trials=options["trials"], sigma=0.0, level=level)
     standing = Standing.of_singles(score_singles(problem))

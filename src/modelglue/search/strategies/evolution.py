@@ -12,7 +12,6 @@ from modelglue.search.problem import (
     STRATEGIES,
     Option,
     Problem,
-    SearchResult,
     Trial,
     Tried,
     completed,
@@ -20,6 +19,7 @@ from modelglue.search.problem import (
     search,
     takes,
 )
+from modelglue.search.result import SearchResult
 from modelglue.search.singles import best_first, score_singles
 from modelglue.search.space import Space
 

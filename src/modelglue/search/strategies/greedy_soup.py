@@ -3,7 +3,8 @@
 import operator
 
 from modelglue.search.greedy import by_score, greedy
-from modelglue.search.problem import STRATEGIES, Problem, SearchResult
+from modelglue.search.problem import STRATEGIES, Problem
+from modelglue.search.result import SearchResult
 
 
 @STRATEGIES.register("greedy_soup")

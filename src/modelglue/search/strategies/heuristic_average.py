@@ -1,7 +1,8 @@
 """Heuristic-Average: a running mean that admits only what improves it (arXiv 2410.05357, 3.2)."""
 
 from modelglue.search.greedy import by_score, greedy
-from modelglue.search.problem import STRATEGIES, Problem, SearchResult
+from modelglue.search.problem import STRATEGIES, Problem
+from modelglue.search.result import SearchResult
 
 
 @STRATEGIES.register("heuristic_average")

@@ -1,7 +1,8 @@
 """Heuristic-Coefficient: each model at its best share (arXiv 2410.05357, 3.2)."""
 
 from modelglue.search.greedy import by_score, greedy
-from modelglue.search.problem import STRATEGIES, Problem, SearchResult
+from modelglue.search.problem import STRATEGIES, Problem
+from modelglue.search.result import SearchResult
 
 SHARES = tuple(step / 10 for step in range(1, 10))
 

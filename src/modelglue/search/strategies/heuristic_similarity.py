@@ -6,7 +6,8 @@ The paper leaves open whether the most or the least similar model comes next; bo
 from collections.abc import Callable, Sequence
 
 from modelglue.search.greedy import greedy
-from modelglue.search.problem import STRATEGIES, Coefficients, Problem, SearchResult
+from modelglue.search.problem import STRATEGIES, Coefficients, Problem
+from modelglue.search.result import SearchResult
 from modelglue.search.strategies.heuristic_coefficient import SHARES
 
 
