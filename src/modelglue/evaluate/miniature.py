@@ -85,9 +85,11 @@ def miniature(module: Any) -> Miniature:
     """The miniature of a model; models of one architecture share it."""
     config = module.config
     small = _shrunken(config, config.to_dict())
+    model: Any = type(module)
+    configuration: Any = type(config)
     return _made(
-        type(module),
-        type(config),
+        model,
+        configuration,
         json.dumps(small, sort_keys=True, default=str),
         getattr(config, "_attn_implementation", None),
         str(module.device),

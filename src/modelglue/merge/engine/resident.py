@@ -63,6 +63,7 @@ class Resident:
         self._workspaces = [Workspace(self._device)]
         if self._strange(plan):
             self._take_apart(plan)
+        self._held: Held
         if beside is not None:
             self._held = beside._held
             return
