@@ -40,8 +40,7 @@ class Encoder:
         self._held = 0  # tokens that are remembered
         self._numbers: dict[int, int] = {}
         self._opening = _opening(tokenizer)
-        opens = tokenizer.bos_token_id in self._opening
-        self._bos: str | None = tokenizer.bos_token if opens else None
+        self._bos: str | None = tokenizer.bos_token
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text, with the special tokens that the tokenizer puts before a text.
