@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tokenizers.processors import TemplateProcessing
 
+import tiny
 from modelglue.evaluate.examples import opening
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.kinds import Item, joined
@@ -80,6 +82,20 @@ def test_odd_items_are_those_of_the_harness(model: HuggingFaceModel) -> None:
     contexts = ["", "ends in a space ", "one\n", "x" * 700, "x"]
     choices = [["a", "bc"], ["d", "ef"], ["g", " h"], [" i", " jk"], [" " + "l" * 80, " m"]]
     assert_equal(model, contexts, choices)
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<pad> <unk> $A"])
+def test_what_a_tokenizer_puts_before_a_text_is_what_the_harness_puts_there(
+    make_model: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    """GLM-4 begins with two tokens, neither of which is declared to begin a text."""
+    model = HuggingFaceModel.load(make_model(tmp_path / "m"))
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<pad>", 0), ("<s>", 1), ("<unk>", 3)]
+    )
+    opened = HuggingFaceModel(model.module, tokenizer)
+    assert_equal(opened, ["the sky is", "<s>one two"], [[" blue", " grey"], [" three", " four"]])
 
 
 def assert_equal(model: HuggingFaceModel, contexts: list[str], choices: list[list[str]]) -> None:

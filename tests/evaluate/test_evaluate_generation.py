@@ -2,17 +2,21 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import tiny
 from modelglue.errors import EvaluationError
+from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, sampled
 from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.miniature import _made
 
 FAMILIES = {
     "llama": {},
@@ -91,6 +95,62 @@ def test_examples_before_all_prompts_change_no_answer(model: HuggingFaceModel) -
     assert found == expected
 
 
+def test_whether_padding_may_stand_amid_a_text_is_not_asked_of_each_batch(
+    llama: HuggingFaceModel,
+) -> None:
+    """Nor of the candidate that is loaded: one with huge logits is read in the same way."""
+    questions = [f"{SHOTS}Is {'x' * n} white?" for n in range(1, 11)]
+    with torch.no_grad():
+        llama.module.lm_head.weight.mul_(1024.0)
+    with inputs(llama.module) as shapes:
+        llama.generate(questions, max_new_tokens=3)
+    with torch.no_grad():
+        llama.module.lm_head.weight.div_(1024.0)
+    read = [width for _, width in shapes if width > 1]
+    assert read == [len(SHOTS + "Is x"), len("x" * 9 + " white?")]
+
+
+LONGROPE = {
+    "model_type": "phi3",
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0, 1.5, 1.1, 1.2],
+        "long_factor": [8.0, 3.0, 11.0, 6.0],
+    },
+}
+
+
+def test_prompts_on_both_sides_of_a_turn_are_answered_as_if_alone(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """LongRoPE turns a batch by its longest row, and a text that grows beyond 32 tokens anew."""
+    model = HuggingFaceModel.load(make_model(tmp_path / "m", **LONGROPE))
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+    prompts = ["hi", "the sky is", *(chr(97 + n) * n for n in range(18, 36, 3)), "q w e " * 9]
+
+    def naive(prompt: str) -> str:
+        tokens, written = model.tokenizer(prompt).input_ids, []
+        while len(written) < 12:
+            given = torch.tensor([tokens + written])
+            written.append(int(model.module(given, use_cache=False).logits[0, -1].argmax()))
+            if written[-1] == model.tokenizer.eos_token_id:
+                break
+        return decoded(model, written)
+
+    with torch.inference_mode(), inputs(model.module) as shapes:
+        found = model.generate(prompts, max_new_tokens=12)
+        del shapes[:]
+        model.generate(prompts[:2], max_new_tokens=12)
+        assert {rows for rows, _ in shapes} == {2}
+        expected = [naive(prompt) for prompt in prompts]
+    assert found == expected
+
+
 @contextmanager
 def inputs(module: Any) -> Iterator[list[torch.Size]]:
     """The shapes of all that a module is run on."""
@@ -130,6 +190,24 @@ def test_a_completion_ends_before_the_first_stop(llama: HuggingFaceModel) -> Non
     ]
     assert llama.generate(PROMPTS, max_new_tokens=24, stop=stop) == expected
     assert expected != free
+
+
+def test_looking_for_a_stop_decodes_little_of_a_long_answer(
+    llama: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = llama.generate(PROMPTS[:1], max_new_tokens=48)
+    lengths: list[int] = []
+    decode = llama._encoder._decode
+
+    def noted(tokens: list[int]) -> str:
+        lengths.append(len(tokens))
+        return decode(tokens)
+
+    monkeypatch.setattr(llama._encoder, "_decode", noted)
+    # Any of its characters might end a stop, and none does.
+    assert llama.generate(PROMPTS[:1], max_new_tokens=48, stop=["@" + c for c in free[0]]) == free
+    assert len(lengths) > 40
+    assert sum(length > 12 for length in lengths) <= 1
 
 
 def test_rows_leave_at_an_end_token_and_the_others_go_on_unchanged(
@@ -221,7 +299,9 @@ def test_a_model_that_minds_padding_amid_a_text_reads_prompts_as_a_whole(
         return forward(self, *given, **named)
 
     monkeypatch.setattr(type(llama.module.model), "forward", by_column)
+    _made.cache_clear()
     assert llama.generate(questions, max_new_tokens=4) == expected
+    _made.cache_clear()
 
 
 def test_an_empty_prompt_starts_from_the_first_token(llama: HuggingFaceModel) -> None:
@@ -247,9 +327,6 @@ def test_samples_follow_the_distribution_of_the_nucleus() -> None:
 def test_indentation_after_the_prompt_is_kept() -> None:
     """Many tokenizers drop the space before a text's first word when they decode."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from modelglue.evaluate.encoding import Encoder
 
     words = {"<s>": 0, "</s>": 1, "<unk>": 2, "▁def": 3, "▁return": 4, "▁": 5}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -262,15 +339,50 @@ def test_indentation_after_the_prompt_is_kept() -> None:
     assert Encoder(tokenizer, 64).decode((3,), [4]) == " return"
 
 
-def test_a_second_first_token_is_not_added(llama: HuggingFaceModel) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    from modelglue.evaluate.encoding import Encoder
-
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        ("<s> $A", [1]),
+        ("<s> $A </s>", [1]),
+        ("<pad> <s> $A", [0, 1]),
+        ("<pad> <unk> $A", [0, 3]),  # neither of them is declared to begin a text
+        ("$A </s>", []),
+    ],
+)
+def test_a_text_begins_with_what_its_tokenizer_puts_there_and_once(
+    template: str, opening: list[int]
+) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
+        single=template, special_tokens=[("<pad>", 0), ("<s>", 1), ("</s>", 2), ("<unk>", 3)]
     )
-    plain, opened = Encoder(tokenizer, 64).encode(["ab", "<s>ab"])
+    before = tokenizer.decode(opening)
+    plain, opened = Encoder(tokenizer, 64).encode(["ab", before + "ab"])
     assert plain == opened
-    assert plain[0] == 1
+    assert list(plain[:-2]) == opening
+    encoded = tokenizer("ab").input_ids
+    assert list(plain) == [token for token in encoded if token != 2]
+
+
+def test_texts_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelglue.evaluate.encoding._REMEMBERED", 100)
+    encoder, fresh = Encoder(tiny.tokenizer(), 64), Encoder(tiny.tokenizer(), 64)
+    texts = [f"{n:010}" for n in range(40)]
+    for part in (texts[:3], texts[2:9], texts[:30], texts[30:]):
+        assert encoder.encode(part) == [fresh.encode([text])[0] for text in part]
+        assert encoder._held == sum(map(len, encoder._remembered.values()))
+        assert encoder._held <= max(100, 10 * len(part))
+
+
+def test_a_remembered_token_is_no_object_of_its_own() -> None:
+    encoder = Encoder(tiny.tokenizer(), 64)
+    encoder.tokenizer = Wide()  # numbers that Python does not share by itself
+    first, second = encoder.encode(["ab", "cab"])
+    assert first[0] is second[1]
+
+
+class Wide:
+    """A tokenizer of characters."""
+
+    def __call__(self, texts: list[str], **_: Any) -> Any:
+        return SimpleNamespace(input_ids=[[1000 * ord(c) for c in text] for text in texts])

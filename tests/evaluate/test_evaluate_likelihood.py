@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modelglue.errors import EvaluationError
 from modelglue.evaluate import likelihood as scoring
 from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.miniature import _made
 
 # Families whose attention takes a tree mask, with a window that binds where there is one.
 TREE = {
@@ -20,6 +22,8 @@ TREE = {
     "gpt_neox": {},
     "gemma2": {"sliding_window": 16, "head_dim": 8},
     "mistral": {"sliding_window": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "phi3": {"sliding_window": 16},
 }
 # ALiBi and state-space models have no position ids; convolutions see what stands beside them.
 PLAIN = {
@@ -177,6 +181,101 @@ def test_an_attention_that_takes_no_tree_gets_plain_rows(
     assert set(other._scorer._works.values()) == {False}
     assert_equal(found, expected)
     assert again == found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrecked_candidate_has_no_say_in_how_others_are_scored(
+    make_model: Callable[..., Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Whoever goes on with a search begins with another candidate, and must score alike."""
+    model = HuggingFaceModel.load(make_model(tmp_path / "m"), dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(30.0 if parameter.ndim > 1 else 5.0)
+    model.loglikelihoods(CONTEXTS, CONTINUATIONS)
+    model.loglikelihoods(QUESTIONS, ANSWERS)
+    assert set(model._scorer._works) == {("tree", False), ("prefix", False)}
+    assert all(model._scorer._works.values())
+
+
+def test_finding_out_what_a_model_takes_leaves_its_weights_and_the_dice_alone(
+    roomy: HuggingFaceModel,
+) -> None:
+    _made.cache_clear()
+    before = {name: tensor.clone() for name, tensor in roomy.module.state_dict().items()}
+    dice = torch.get_rng_state()
+    HuggingFaceModel(roomy.module, roomy.tokenizer).loglikelihoods(CONTEXTS, CONTINUATIONS)
+    assert torch.equal(torch.get_rng_state(), dice)
+    assert all(torch.equal(before[n], t) for n, t in roomy.module.state_dict().items())
+    assert _made.cache_info().currsize == 1
+
+
+LONGROPE = {
+    "model_type": "phi3",
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 48,
+        "short_factor": [1.0, 1.5, 1.1, 1.2],
+        "long_factor": [8.0, 3.0, 11.0, 6.0],
+    },
+}
+
+
+def test_what_a_text_means_does_not_depend_on_the_length_of_others(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """LongRoPE turns a whole batch by its longest row: 48 tokens are short, 49 are long."""
+    model = sharpened(HuggingFaceModel.load(make_model(tmp_path / "m", **LONGROPE)))
+    contexts = [*CONTEXTS, *("y" * n for n in range(40, 52, 3)), *QUESTIONS]
+    continuations = [*CONTINUATIONS, *[[" abc", " abcdefghi", " d"]] * 4, *ANSWERS]
+    found = model.loglikelihoods(contexts, continuations)
+    changes = 0
+    for context, texts, likelihoods in zip(contexts, continuations, found, strict=True):
+        for text, likelihood in zip(texts, likelihoods, strict=True):
+            total, *_ = naive(model, context, text)
+            assert likelihood.total == pytest.approx(total, abs=2e-5)
+        depths = {len(context.rstrip() + text) - 1 > 48 for text in texts if context.strip()}
+        changes += len(depths) > 1
+    assert changes  # within an item, too
+
+
+class HeadOfItsOwn(LlamaForCausalLM):
+    """Its logits come from the weight, and the module around that is never called."""
+
+    kept = slice(None)
+
+    def forward(self, *given: Any, position_ids: Any = None, **named: Any) -> Any:
+        states = self.model(*given, position_ids=position_ids, **named).last_hidden_state
+        logits = torch.nn.functional.linear(states, self.lm_head.weight)
+        return CausalLMOutputWithPast(logits=logits[:, self.kept])
+
+
+def test_a_model_that_does_not_call_its_head_is_scored_all_the_same(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sharpened(HuggingFaceModel.load(make_model(tmp_path / "m")))
+    expected = [model.loglikelihoods(CONTEXTS, CONTINUATIONS)]
+    expected.append(model.loglikelihoods(QUESTIONS, ANSWERS))
+    model.module.__class__ = HeadOfItsOwn
+    other = HuggingFaceModel(model.module, model.tokenizer)
+    assert_equal(other.loglikelihoods(CONTEXTS, CONTINUATIONS), expected[0])
+    assert_equal(other.loglikelihoods(QUESTIONS, ANSWERS), expected[1])
+    monkeypatch.setattr(HeadOfItsOwn, "kept", slice(-1, None))
+    with pytest.raises(EvaluationError, match=r"HeadOfItsOwn gives logits of 1 places where 3"):
+        other.loglikelihoods(["abc"], [["d"]])
+
+
+def test_laid_out_items_are_remembered_up_to_a_number_of_tokens(
+    roomy: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = roomy.loglikelihoods(QUESTIONS, ANSWERS)
+    other = HuggingFaceModel(roomy.module, roomy.tokenizer)
+    monkeypatch.setattr(scoring, "_REMEMBERED", 500)
+    assert_equal(other.loglikelihoods(QUESTIONS, ANSWERS), expected)
+    kept = other._scorer._laid_out
+    assert sum(len(c.tokens) for item in kept for c in item) == other._scorer._held <= 500
 
 
 def assert_equal(found: Any, expected: Any) -> None:

@@ -131,3 +131,11 @@ def test_rows_are_filled_in_order_and_hold_what_fits(most: int | None) -> None:
         assert most is None or len(lengths[part]) <= most
     assert len(parts) == {None: 3, 1: 9, 3: 4}[most]
     assert list(filled([], 200)) == []
+
+
+def test_continuations_on_both_sides_of_a_part_stand_alone() -> None:
+    whole = tuple(Continued((1,) * 8 + tuple(range(n)), 8) for n in (2, 3, 6))  # inputs: 9, 10, 13
+    for part in (8, 13):
+        assert trees(whole, 64, parts=[part]) == (lay_out(whole),)
+    for part in (9, 10, 12):
+        assert trees(whole, 64, parts=[20, part]) == tuple(lay_out((one,)) for one in whole)

@@ -17,8 +17,17 @@ from modelglue.recipe.config import RecipeConfig, parse_recipe
 from modelglue.recipe.division import Parts, divide
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.rundir import RunDirectory
+from modelglue.recipe.search_config import SearchConfig
 from modelglue.recipe.session import Session
-from modelglue.recipe.workers import ACCEPT, Station, blocks_of, device_of, parts_of
+from modelglue.recipe.workers import (
+    ACCEPT,
+    Families,
+    Station,
+    blocks_of,
+    device_of,
+    parts_of,
+    sharers_of,
+)
 from modelglue.report.events import silent
 from modelglue.search.executors import Job
 from modelglue.search.executors.bench import Seat
@@ -163,6 +172,30 @@ def test_workers_on_one_machine_share_its_gpus_evenly() -> None:
     assert at("cpu", 1, 2) == "cpu"
     assert at("cuda", 1, 0) == "cuda"  # the message that there is none comes from elsewhere
     assert at("cuda", 1, 2, sees_all=False) == "cuda"  # Ray has chosen
+
+
+def test_workers_on_one_device_have_its_memory_in_equal_shares() -> None:
+    def at(device: str, workers: int, count: int, gpus: float = 0.0, **seat: bool) -> int:
+        search = SearchConfig(workers=workers, gpus_per_worker=gpus)
+        return sharers_of(device, Seat(0, **seat), search, lambda: count)
+
+    assert [at("cuda", workers, 2) for workers in (1, 2, 3, 4)] == [1, 1, 2, 2]
+    assert at("cuda:1", 4, 2) == 4  # the user's choice
+    assert at("cpu", 4, 2) == 4
+    assert at("cuda", 4, 0) == 4
+    # Of what Ray shows a worker.
+    assert [at("cuda", 8, 1, share, sees_all=False) for share in (0, 1, 0.5, 0.3)] == [1, 1, 2, 3]
+    assert at("cuda", 2, 1, 0.25, sees_all=False) == 2
+
+
+def test_a_share_of_the_memory_goes_to_weights_and_batches_alike(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelglue.recipe.workers.memory_of", lambda device: 1000)
+    families = Families(session.config, session.inputs, session.run.folder("a"), MEMBERS, 4)
+    family = families.of(MEMBERS)
+    assert family._memory == 125
+    assert family.model({"ft0": 0.5, "ft1": 0.5}).sharers == 4
 
 
 def test_a_worker_keeps_to_its_threads(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,23 +6,21 @@ stands behind it. A model without such a cache reads everything anew at every st
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from modelglue.evaluate.encoding import Tokens
-from modelglue.evaluate.kvcache import KeyValueCache, bounds, read_prefix
+from modelglue.evaluate.kvcache import KeyValueCache, bounds, read_prefix, turned
+from modelglue.evaluate.miniature import miniature
 from modelglue.evaluate.tree import shared_length
 
 # Prompt tokens of one slice: beyond it padding costs more than the larger batch saves.
 _CPU_TOKENS, _GPU_TOKENS = 1024, 32768
 # Prompt tokens that reading a beginning once must save.
 _SAVED_TOKENS = 256
-# How far logits may be apart for being read that way, as a share of the largest.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-_COARSE_TOLERANCE = 0.05
 
 
 class Batch(Protocol):
@@ -39,10 +37,32 @@ class Batch(Protocol):
         ...
 
 
+def batches(module: Any, lengths: Sequence[int], room: int, most: int) -> Iterator[slice]:
+    """Prompts of rising length, parted into batches of at most so many.
+
+    Those are together whose positions mean the same from their beginning to their end; a prompt
+    for which that changes on the way stands alone.
+    """
+    config = module.config.get_text_config()
+    ways = [(turned(config, length), turned(config, length + room)) for length in lengths]
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        full = end == len(lengths) or end - start == most
+        if full or ways[end] != ways[start] or ways[start][0] != ways[start][1]:
+            yield slice(start, end)
+            start = end
+
+
 def read(module: Any, prompts: Sequence[Tokens], room: int) -> Batch:
-    """Read prompts, shortest first, that `room` tokens may be appended to."""
+    """Read prompts, shortest first, that `room` tokens may be appended to.
+
+    They are one of `batches`.
+    """
     if "past_key_values" not in inspect.signature(module.forward).parameters:
         return _RecomputedBatch(module, prompts)
+    config = module.config.get_text_config()
+    if turned(config, len(prompts[0])) != turned(config, len(prompts[0]) + room):
+        return _TurningRow(module, prompts[0], room)
     shared = _shared(module, prompts, room)
     return _CachedBatch(module, prompts, room, shared=shared)
 
@@ -58,18 +78,19 @@ def _shared(module: Any, prompts: Sequence[Tokens], room: int) -> int:
     shared = min(shared_length(min(prompts), max(prompts)), len(prompts[0]) - 1)
     if shared * (len(prompts) - 1) < _SAVED_TOKENS or not KeyValueCache(module.config, 0).can_join:
         return 0
-    return shared if _agrees(module, prompts, shared) else 0
+    return shared if miniature(module).takes("padding", _tried) else 0
 
 
-def _agrees(module: Any, prompts: Sequence[Tokens], shared: int) -> bool:
-    """Whether the model minds padding amid a text: seen where there is most, a token later."""
-    alone = _CachedBatch(module, prompts[:1], 1)
-    padded = _CachedBatch(module, [prompts[0], prompts[-1]], 1, shared=shared)
+def _tried(small: Any) -> tuple[Tensor, Tensor]:
+    """What comes after a short prompt, alone and with padding amid its text, a token later."""
+    shared = (3, 14, 15, 9, 26)
+    short, long = (*shared, 5, 35), (*shared, 8, 9, 7, 9, 32, 38, 46, 26, 43)
+    alone = _CachedBatch(small, [short], 1)
+    padded = _CachedBatch(small, [short, long], 1, shared=len(shared))
     token = alone.logits.argmax(dim=-1)
     alone.advance(token)
     padded.advance(token.expand(2))
-    tolerance = _TOLERANCE.get(module.dtype, _COARSE_TOLERANCE) * alone.logits.abs().max()
-    return bool(((padded.logits[0] - alone.logits[0]).abs() <= tolerance).all())
+    return alone.logits[0], padded.logits[0]
 
 
 class _CachedBatch:
@@ -150,6 +171,34 @@ class _CachedBatch:
         output = self._module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+
+class _TurningRow:
+    """One text at whose growth the model changes what positions mean.
+
+    What was read before then means nothing any more, and is read again, as transformers does.
+    """
+
+    def __init__(self, module: Any, prompt: Tokens, room: int) -> None:
+        self._module, self._row, self._most = module, prompt, len(prompt) + room
+        self._config = module.config.get_text_config()
+        self._batch = self._read()
+        self.logits = self._batch.logits
+
+    def keep(self, rows: Tensor) -> None:
+        """It is the only row."""
+
+    def advance(self, tokens: Tensor) -> None:
+        before = turned(self._config, len(self._row))
+        self._row = (*self._row, *tokens.tolist())
+        if turned(self._config, len(self._row)) != before:
+            self._batch = self._read()
+        else:
+            self._batch.advance(tokens)
+        self.logits = self._batch.logits
+
+    def _read(self) -> "_CachedBatch":
+        return _CachedBatch(self._module, [self._row], self._most - len(self._row))
 
 
 class _RecomputedBatch:

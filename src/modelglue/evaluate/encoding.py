@@ -4,15 +4,15 @@ A search scores the same items a hundred times with other weights; what does not
 is kept here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modelglue.errors import EvaluationError
 
 Tokens = tuple[int, ...]
-# Beyond this many texts the memory starts anew: a bound for processes that never end.
-_REMEMBERED = 200_000
+# Beyond this many tokens the memory starts anew: 256 MB of them, and half as much of text.
+_REMEMBERED = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,41 @@ class Encoder:
         self.max_length = max_length
         self.rows = rows
         self._remembered: dict[str, Tokens] = {}
-        # Not every tokenizer puts a beginning-of-sequence token first, whatever it has one.
+        self._held = 0  # tokens that are remembered
+        self._numbers: dict[int, int] = {}
+        self._opening = _opening(tokenizer)
         self._bos: str | None = tokenizer.bos_token
-        opening = tokenizer("").input_ids[:1]
-        self._opening: Tokens = tuple(opening) if opening == [tokenizer.bos_token_id] else ()
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokens of each text, with the special token that the tokenizer puts before a text.
+        """Tokens of each text, with the special tokens that the tokenizer puts before a text.
 
-        A text that brings that token along (a chat template writes it) does not get a second one.
+        A text that brings those along (a chat template writes them) does not get them twice.
 
         Raises:
             EvaluationError: a token has no row in the model's embedding.
         """
         unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
         if unknown:
-            if len(self._remembered) + len(unknown) > _REMEMBERED:
-                self._remembered.clear()
-                unknown = list(dict.fromkeys(texts))
-            encoded = self.tokenizer(unknown, add_special_tokens=False).input_ids
-            for text, tokens in zip(unknown, encoded, strict=True):
-                opened = self._bos is not None and text.startswith(self._bos)
-                whole = (() if opened else self._opening) + tuple(tokens)
-                self._require_rows(whole)
-                self._remembered[text] = whole
+            fresh = dict(zip(unknown, self._encoded(unknown), strict=True))
+            self._held += sum(map(len, fresh.values()))
+            self._remembered |= fresh
+            if self._held > _REMEMBERED:  # all but what is asked for now
+                self._remembered = {text: self._remembered[text] for text in texts}
+                self._held = sum(map(len, self._remembered.values()))
         return [self._remembered[text] for text in texts]
+
+    def _encoded(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        # Equal numbers are one object, so that a remembered token is no more than a pointer.
+        one = self._numbers.setdefault
+        encoded = self.tokenizer(texts, add_special_tokens=False).input_ids
+        for text, own in zip(texts, encoded, strict=True):
+            tokens = tuple(one(token, token) for token in own)
+            opened = tokens[: len(self._opening)] == self._opening or (
+                self._bos is not None and text.startswith(self._bos)
+            )
+            whole = tokens if opened else self._opening + tokens
+            self._require_rows(whole)
+            yield whole
 
     def prompts(self, texts: Sequence[str], max_new_tokens: int) -> list[Tokens]:
         """Tokens of prompts that leave room for an answer; too long a prompt loses its beginning.
@@ -167,6 +177,15 @@ class Encoder:
     def _require_rows(self, tokens: Tokens) -> None:
         if problem := rowless_token(self.tokenizer, tokens, self.rows):
             raise EvaluationError(problem)
+
+
+def _opening(tokenizer: Any) -> Tokens:
+    """What the tokenizer puts before a text: one token, several, or none, whatever it has."""
+    whole = tokenizer("x").input_ids
+    own = tokenizer("x", add_special_tokens=False).input_ids
+    starts = range(len(whole) - len(own) + 1)
+    before = next((n for n in starts if whole[n : n + len(own)] == own), 0)
+    return tuple(whole[:before])
 
 
 def rowless_token(tokenizer: Any, tokens: Sequence[int], rows: int | None) -> str | None:

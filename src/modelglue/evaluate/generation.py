@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from modelglue.errors import NonFiniteOutput
-from modelglue.evaluate.decoding import read
+from modelglue.evaluate.decoding import batches, read
 from modelglue.evaluate.encoding import Encoder, Tokens, before_stop
 
 # Rows are moved together when no more than this share of them is still at work.
 _SHARE_AT_WORK = 0.8
+# Tokens that are decoded beside those that a stop can consist of.
+_SPARE = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def generate(
     decoder = _Decoder(module, encoder, stop, max_new_tokens, sampling)
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
+    lengths = [len(encoded[i]) for i in order]
+    for batch in batches(module, lengths, max_new_tokens, rows):
+        chosen = order[batch]
         written = decoder.run([encoded[i] for i in chosen], [prompts[i] for i in chosen])
         for i, tokens in zip(chosen, written, strict=True):
             answers[i] = decoder.text(encoded[i], tokens)
@@ -79,6 +82,8 @@ class _Decoder:
         self._sampling = sampling
         self._ends = end_tokens(module, encoder.tokenizer) | _stop_tokens(encoder.tokenizer, stop)
         self._may_stop: dict[int, bool] = {}
+        # A token is a byte of text at least, but for special ones and parts of characters.
+        self._tail = max((len(text.encode()) for text in stop), default=0) + _SPARE
 
     def text(self, prompt: Tokens, tokens: Sequence[int]) -> str:
         """What was written, before any stop."""
@@ -123,7 +128,13 @@ class _Decoder:
             self._may_stop[token] = self._could_end_a_stop(token)
         if not self._may_stop[token]:
             return False
-        text = self._encoder.decode(prompt, written)
+        # Decoding the whole each time would cost the square of its length.
+        tail = self._encoder.decode((), [*prompt[-4:], *written][-self._tail :])
+        if not self._holds_a_stop(tail):
+            return False
+        return self._holds_a_stop(self._encoder.decode(prompt, written))
+
+    def _holds_a_stop(self, text: str) -> bool:
         return any(stop in text for stop in self._stop)
 
     def _could_end_a_stop(self, token: int) -> bool:

@@ -1,6 +1,5 @@
 """One checkpoint behind the `LanguageModel` interface, run by transformers."""
 
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, generate
 from modelglue.evaluate.likelihood import LikelihoodScorer
 from modelglue.evaluate.model import Likelihood
+from modelglue.machine import memory_of
 
 BatchSize = int | Literal["auto"]
 # Rows of one decoding step: beyond it a step's fixed cost no longer counts.
@@ -52,8 +52,10 @@ class HuggingFaceModel:
         tokenizer: its tokenizer.
         device: where to run; by default where the module is.
         batch_size: rows at once; "auto" chooses by the length of the rows and the memory that the
-            machine has in all, so that a repeated run has the same batches whatever else runs.
-            Give a number where only a part of the machine may be used.
+            machine, or the container, has in all, so that a repeated run has the same batches
+            whatever else runs.
+        sharers: how many processes run such a model there side by side, each of which gets an
+            equal share of that memory.
 
     Raises:
         InputError: there is no such device.
@@ -66,10 +68,12 @@ class HuggingFaceModel:
         *,
         device: str | torch.device | None = None,
         batch_size: BatchSize = "auto",
+        sharers: int = 1,
     ) -> None:
         self.module = (module if device is None else on_device(module, device)).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.sharers = sharers
         self._encoder = Encoder(
             tokenizer, _max_length(module, tokenizer), rows=embedding_rows(module)
         )
@@ -83,11 +87,13 @@ class HuggingFaceModel:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
         batch_size: BatchSize = "auto",
+        sharers: int = 1,
     ) -> "HuggingFaceModel":
         """Load a model folder; nothing is fetched and no code of the folder is run.
 
         Args:
             dtype: "auto" is the stored one.
+            sharers: see the class.
 
         Raises:
             CheckpointNotFound: there is no such folder.
@@ -116,7 +122,7 @@ class HuggingFaceModel:
         if missing := sorted(info["missing_keys"]):
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CorruptCheckpoint(f"{path}: lacks {', '.join(missing[:3])}{more}")
-        return cls(module, tokenizer, device=device, batch_size=batch_size)
+        return cls(module, tokenizer, device=device, batch_size=batch_size, sharers=sharers)
 
     @property
     def parameters_stored(self) -> int:
@@ -216,7 +222,7 @@ class HuggingFaceModel:
         row = length * config.num_hidden_layers * width * self.module.dtype.itemsize
         # Memory free at the moment would change the batches, and with them the last bits.
         weights = sum(p.numel() * p.itemsize for p in self.module.parameters())
-        room = (_total_memory(self.module.device) - weights) // 8
+        room = (memory_of(str(self.module.device)) // self.sharers - weights) // 8
         return int(max(1, min(_MOST_ROWS, room // row)))
 
 
@@ -257,13 +263,3 @@ def _max_length(module: Any, tokenizer: Any) -> int:
         if isinstance(length := getattr(config, name, None), int) and length > 0:
             return length
     return min(int(tokenizer.model_max_length), 1 << 30)
-
-
-def _total_memory(device: torch.device) -> int:
-    """A constant of the machine: all memory of the device, in use or not."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 1 << 30

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+# What models call the length of a window that counts columns, or whose parts see no other part.
+_WINDOWS = ("attention_chunk_size", "window_size", "attention_window_size")
+
 
 class KeyValueCache:
     """The cache of one batch.
@@ -204,14 +207,34 @@ def window(config: Any) -> int:
 
 def bounds(config: Any) -> tuple[int, ...]:
     """Lengths beyond which a model may attend, or count positions, in another way."""
-    scaling = getattr(config, "rope_parameters", None) or {}
     found = [
         window(config),
-        getattr(config, "attention_chunk_size", None),
-        *(
-            one.get("original_max_position_embeddings")
-            for one in (scaling, *scaling.values())
-            if isinstance(one, dict)
-        ),
+        *(getattr(config, name, None) for name in _WINDOWS),
+        *(one.get("original_max_position_embeddings") for one in _scalings(config)),
     ]
-    return tuple(int(bound) for bound in found if bound)
+    return tuple(bound for bound in found if isinstance(bound, int) and bound)
+
+
+def turns(config: Any) -> tuple[int, ...]:
+    """Lengths beyond which the longest row of a batch changes what all of its rows mean.
+
+    LongRoPE (Ding et al., 2024, arXiv:2402.13753) has rotary factors for short and for long texts,
+    and transformers takes one of them for a whole batch, by its last position.
+    """
+    found = {
+        one.get("original_max_position_embeddings")
+        for one in _scalings(config)
+        if one.get("rope_type") == "longrope"
+    }
+    return tuple(sorted(int(bound) for bound in found if bound))
+
+
+def turned(config: Any, length: int) -> tuple[bool, ...]:
+    """Which of `turns` a row of that many tokens exceeds."""
+    return tuple(length > turn for turn in turns(config))
+
+
+def _scalings(config: Any) -> list[dict[str, Any]]:
+    """How positions are stretched: the model's way, or that of each kind of layer."""
+    scaling = getattr(config, "rope_parameters", None) or {}
+    return [one for one in (scaling, *scaling.values()) if isinstance(one, dict)]

@@ -7,11 +7,12 @@ mask lets a branch see the shared tokens and itself, and position ids go on from
 
 What many items begin with (few-shot examples, say) is found by itself and computed once; the items
 follow it several to a row, and none of them sees another. Where a model cannot take such masks, the
-same items are scored as plain rows, one a continuation. What it can take is found out on the first
-batch: some items are computed both ways, and the tree is used only if the two agree.
+same items are scored as plain rows, one a continuation. What it can take is found out on a
+miniature of it: some items are computed both ways, and the tree is used only if the two agree.
 """
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from modelglue.errors import EvaluationError, NonFiniteOutput
-from modelglue.evaluate.encoding import Continued
-from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, window
+from modelglue.evaluate.encoding import Continued, Tokens
+from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turned, turns, window
+from modelglue.evaluate.miniature import TOKENS, miniature
 from modelglue.evaluate.tree import Found, Item, Rows, families, filled, lay_out, trees
 
 # Tokens of one batch. More would not be faster on a CPU, where it is the caches that count.
@@ -31,14 +33,11 @@ _CPU_TOKENS, _GPU_TOKENS = 768, 32768
 _CPU_ROW, _GPU_ROW = 256, 2048
 # Logits held at once, as numbers: 512 MB of fp32.
 _MOST_LOGITS = 1 << 27
-# How far the two ways may be apart, per token: rounding, not another result. In half precision
-# single tokens are apart by a tenth; there it is the mean that counts.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-_COARSE_TOLERANCE = 0.05
-# Tokens of a shared beginning, and of a context behind it, with which a layout is tried.
-_TRIED_TOKENS = 8
+# Beyond this many tokens the laid out items are forgotten.
+_REMEMBERED = 1 << 25
 
 BatchSize = int | Literal["auto"]
+Layout = Literal["tree", "prefix"]
 
 
 class LikelihoodScorer:
@@ -48,52 +47,61 @@ class LikelihoodScorer:
         self._module = module
         self._config = module.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(module.forward).parameters
-        # By layout, and by which of the model's bounds are exceeded: what is right below a sliding
-        # window may be wrong above it.
-        self._works: dict[tuple[str, tuple[bool, ...]], bool] = {}
+        # By layout, and by whether one of the model's bounds is exceeded: what is right below a
+        # sliding window may be wrong above it.
+        self._works: dict[tuple[Layout, bool], bool] = {}
+        # A search scores the same items a hundred times with other weights.
+        self._laid_out: dict[tuple[Continued, ...], tuple[Item, ...]] = {}
+        self._held = 0  # tokens of those
 
     @torch.inference_mode()
     def score(
-        self, items: Sequence[Sequence[Continued]], *, batch_size: BatchSize = "auto"
+        self, items: Sequence[tuple[Continued, ...]], *, batch_size: BatchSize = "auto"
     ) -> list[list[Found]]:
         """Score every continuation of every item.
 
         Raises:
             NonFiniteOutput: the model gave NaN or infinity.
         """
-        width = self._config.hidden_size
-        parts = [trees(item, width) for item in items]
+        parts = [self._trees(item) for item in items]
         scored = iter(self._score([part for of_item in parts for part in of_item], batch_size))
         return [[found for _ in of_item for found in next(scored)] for of_item in parts]
 
+    def _trees(self, item: tuple[Continued, ...]) -> tuple[Item, ...]:
+        if item not in self._laid_out:
+            tokens = sum(len(continued.tokens) for continued in item)
+            if self._held + tokens > _REMEMBERED:
+                self._laid_out, self._held = {}, 0
+            self._held += tokens
+            width = self._config.hidden_size
+            self._laid_out[item] = trees(item, width, parts=turns(self._config))
+        return self._laid_out[item]
+
     def _score(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
         found: list[list[Found]] = [[] for _ in items]
-        order = sorted(range(len(items)), key=lambda i: -items[i].length)  # the longest first
-        for members, shared in families([items[i] for i in order]):
-            family = [order[place] for place in sorted(members)]
-            scored = self._score_family([items[i] for i in family], shared, batch_size)
-            for i, numbers in zip(family, scored, strict=False):
-                found[i] = numbers
-        rest = [i for i in order if not found[i]]
-        for batch in self._batches([items[i].length for i in rest], batch_size):
-            chosen = rest[batch]
-            scored = self._score_batch([items[i] for i in chosen], batch_size)
-            for i, numbers in zip(chosen, scored, strict=True):
-                found[i] = numbers
+        # The longest first, and none beside those that would be turned in another way by it.
+        order = sorted(range(len(items)), key=lambda i: -items[i].length)
+        for turn, group in _grouped(order, lambda i: turned(self._config, items[i].depth)):
+            # A beginning is read alone, and would be turned as a short text.
+            apart = [] if any(turn) else families([items[i] for i in group])
+            for members, shared in apart:
+                family = [group[place] for place in sorted(members)]
+                scored = self._score_family([items[i] for i in family], shared, batch_size)
+                for i, numbers in zip(family, scored, strict=False):
+                    found[i] = numbers
+            rest = [i for i in group if not found[i]]
+            for batch in self._batches([items[i].length for i in rest], batch_size):
+                chosen = rest[batch]
+                scored = self._score_batch([items[i] for i in chosen], batch_size)
+                for i, numbers in zip(chosen, scored, strict=True):
+                    found[i] = numbers
         return found
 
     def _score_family(
         self, items: Sequence[Item], shared: int, batch_size: BatchSize
     ) -> list[list[Found]]:
         """The results of items that begin with as many equal tokens; none if the model refuses."""
-        regime = self._regime(items)
-        key = ("prefix", regime)
-        if key not in self._works:
-            kept = shared if any(regime) else min(shared, _TRIED_TOKENS)
-            self._works[key] = self._agrees(
-                self._sample(items, shared), lambda row: self._forward_behind([row], kept)
-            )
-        if not self._works[key]:
+        if not self._takes("prefix", items):
             return []
         capacity = _CPU_ROW if self._is_on_cpu else _GPU_ROW
         capacity = min(capacity, max(1, _MOST_LOGITS // self._config.vocab_size))
@@ -104,10 +112,18 @@ class LikelihoodScorer:
     def _score_batch(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
         if all(item.is_plain for item in items):
             return self._forward_plain(items)
-        key = ("tree", self._regime(items))
-        if key not in self._works:
-            self._works[key] = self._agrees(self._sample(items), self._forward_tree)
-        return self._forward_tree(items) if self._works[key] else self._plain(items, batch_size)
+        takes = self._takes("tree", items)
+        return self._forward_tree(items) if takes else self._plain(items, batch_size)
+
+    def _takes(self, layout: Layout, items: Sequence[Item]) -> bool:
+        """Whether the model takes a layout, for items as deep as these."""
+        deepest = max(item.depth for item in items)
+        beyond = any(deepest > bound for bound in bounds(self._config))
+        if (layout, beyond) not in self._works:
+            self._works[layout, beyond] = self._takes_positions and miniature(self._module).takes(
+                f"{layout}, {beyond}", lambda small: _tried(small, layout, beyond=beyond)
+            )
+        return self._works[layout, beyond]
 
     def _plain(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
         """One row a continuation, padded on the right, which a causal model never looks at."""
@@ -121,39 +137,6 @@ class LikelihoodScorer:
                 found[i] = numbers[0]
         flat = iter(found)
         return [[next(flat) for _ in item.continuations] for item in items]
-
-    def _sample(self, items: Sequence[Item], shared: int = 0) -> list[Item]:
-        """What a layout is tried with: the deepest item, and a short one that branches if any does.
-
-        Below all bounds a short context tells as much as a long one, and costs less.
-        """
-        deepest = max(items, key=lambda item: item.depth)
-        others = [item for item in items if item is not deepest]
-        short = sorted(others, key=lambda item: (item.is_plain, item.length))[:1]
-        if any(self._regime(items)):
-            return [deepest, *short]
-        return [_shortened(item, shared) for item in (deepest, *short)]
-
-    def _agrees(
-        self, items: Sequence[Item], forward: Callable[[Sequence[Item]], list[list[Found]]]
-    ) -> bool:
-        """Whether a layout gives what plain rows give."""
-        if not self._takes_positions:
-            return False
-        plain = self._plain(items, "auto")
-        try:
-            tried = forward(items)
-        except (EvaluationError, RuntimeError, ValueError, TypeError, AttributeError, LookupError):
-            return False  # the model's way of saying that it takes no such mask
-        apart = [
-            abs(a[0] - b[0]) / max(1, a[1])
-            for one, other in zip(plain, tried, strict=True)
-            for a, b in zip(one, other, strict=True)
-        ]
-        tolerance = _TOLERANCE.get(self._module.dtype)
-        if tolerance is not None:
-            return max(apart) <= tolerance
-        return sum(apart) <= _COARSE_TOLERANCE * len(apart)
 
     def _forward_plain(self, items: Sequence[Item]) -> list[list[Found]]:
         rows = Rows([[item] for item in items], self._module.device)
@@ -193,13 +176,15 @@ class LikelihoodScorer:
 
     def _logits(self, inputs: dict[str, Any], places: Tensor) -> Tensor:
         """The logits [n, vocabulary] at those places of the flattened batch."""
-        head = self._module.get_output_embeddings()
-        if head is None:
-            logits: Tensor = self._module(**inputs).logits
-            return logits.flatten(0, 1)[places]
-        with _only_at(head, places):
-            logits = self._module(**inputs).logits
-        return logits.flatten(0, 1)
+        with _only_at(self._module.get_output_embeddings(), places) as picked:
+            logits: Tensor = self._module(**inputs).logits.flatten(0, 1)
+        expected = len(places) if picked else inputs["input_ids"].numel()
+        if len(logits) != expected:
+            raise EvaluationError(
+                f"{type(self._module).__name__} gives logits of {len(logits)} places where "
+                f"{expected} were asked for; it cannot be scored"
+            )
+        return logits if picked else logits[places]
 
     def _mask(self, rows: Rows) -> Tensor | dict[str, Tensor]:
         """The tree mask; by kind of layer where they differ."""
@@ -212,11 +197,6 @@ class LikelihoodScorer:
         if layers == {"sliding_attention"}:
             return sliding
         return {"full_attention": rows.mask(dtype), "sliding_attention": sliding}
-
-    def _regime(self, items: Sequence[Item]) -> tuple[bool, ...]:
-        """Which of the lengths at which the model changes its ways are exceeded."""
-        deepest = max(item.depth for item in items)
-        return tuple(deepest > bound for bound in bounds(self._config))
 
     def _batches(self, lengths: Sequence[int], batch_size: BatchSize) -> Iterator[slice]:
         """Slices of rows sorted by falling length, so that little of a batch is padding."""
@@ -234,31 +214,62 @@ class LikelihoodScorer:
 
 
 @contextmanager
-def _only_at(head: torch.nn.Module, places: Tensor) -> Iterator[None]:
+def _only_at(head: torch.nn.Module | None, places: Tensor) -> Iterator[list[Tensor]]:
     """Let the head project the hidden states at `places` alone.
 
     Where a vocabulary is large the head is most of the work, and few places are asked for. A hook,
     since what a family does after the head (soft-capping, scaling) must still be done.
+
+    Yields:
+        What it was given; nothing where the model does its projection elsewhere.
     """
+    picked: list[Tensor] = []
 
     def pick(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = arguments[0]
-        return (states.flatten(0, 1)[places][None], *arguments[1:])
+        picked.append(arguments[0].flatten(0, 1)[places][None])
+        return (picked[-1], *arguments[1:])
 
-    handle = head.register_forward_pre_hook(pick)
+    handle = None if head is None else head.register_forward_pre_hook(pick)
     try:
-        yield
+        yield picked
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
 
 
-def _shortened(item: Item, shared: int) -> Item:
-    """An item that keeps a few tokens of its beginning and a few before its continuations."""
-    begin = max(0, shared - _TRIED_TOKENS)
-    end = max(shared, len(item.head) - _TRIED_TOKENS)
-    return lay_out(
-        [
-            Continued(c.tokens[begin:shared] + c.tokens[end:], c.start - begin - (end - shared))
-            for c in item.continuations
-        ]
-    )
+def _grouped(
+    order: Sequence[int], key: Callable[[int], tuple[bool, ...]]
+) -> list[tuple[tuple[bool, ...], list[int]]]:
+    """The numbers by their key, each group in their order."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for i in order:
+        groups.setdefault(key(i), []).append(i)
+    return list(groups.items())
+
+
+def _tried(small: Any, layout: Layout, *, beyond: bool) -> tuple[Tensor, Tensor]:
+    """What plain rows and a layout give for two items of one beginning, with a miniature.
+
+    More columns than a window holds, so that a window which counts columns shows itself.
+
+    Args:
+        beyond: whether texts are longer than the miniature's windows.
+    """
+    draw = random.Random(0)
+
+    def some(count: int) -> Tokens:
+        return tuple(draw.randrange(3, TOKENS) for _ in range(count))
+
+    shared = some(24 if beyond else 6)
+    items = []
+    for lengths in ((4, 6, 5), (3, 6)):
+        head = shared + some(2)
+        items.append(lay_out([Continued(head + some(n), len(head)) for n in lengths]))
+    scorer = LikelihoodScorer(small)
+    plain = scorer._plain(items, "auto")
+    if layout == "tree":
+        other = scorer._forward_tree(items)
+    else:
+        other = scorer._forward_behind([items], len(shared))
+    first, second = ([total for one in found for total, _, _ in one] for found in (plain, other))
+    return torch.tensor(first), torch.tensor(second)

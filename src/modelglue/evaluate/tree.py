@@ -9,7 +9,6 @@ say), which is then computed once for all:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -84,15 +83,15 @@ def lay_out(continuations: Sequence[Continued]) -> Item:
     )
 
 
-@lru_cache(maxsize=100_000)
-def trees(continuations: tuple[Continued, ...], width: int) -> tuple[Item, ...]:
+def trees(
+    continuations: Sequence[Continued], width: int, *, parts: Sequence[int] = ()
+) -> tuple[Item, ...]:
     """The continuations as one item, or each alone where that costs less: cut ones share little.
-
-    Kept, as tokens are: a search scores the same items a hundred times with other weights.
 
     Args:
         width: of the model's hidden states. A token's matrices then cost as much as its attention
             to about six times as many columns.
+        parts: lengths that part inputs which may not stand in one batch.
     """
 
     def cost(length: int) -> float:
@@ -101,8 +100,9 @@ def trees(continuations: tuple[Continued, ...], width: int) -> tuple[Item, ...]:
     if not continuations:
         return ()
     together = lay_out(continuations)
-    alone = sum(cost(len(continued.tokens) - 1) for continued in continuations)
-    if cost(together.length) <= alone:
+    lengths = [len(continued.tokens) - 1 for continued in continuations]
+    fit = all(max(lengths) <= part or min(lengths) > part for part in parts)
+    if fit and cost(together.length) <= sum(map(cost, lengths)):
         return (together,)
     return tuple(lay_out((continued,)) for continued in continuations)
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch.nn import Module
 
 from modelglue.checkpoint.naming import place
 from modelglue.checkpoint.reader import Checkpoint
@@ -149,15 +148,7 @@ class Family:
         # Of a method that takes a few models at a time, another holds them all.
         formula = self._formula if self.most is None else Formula()
         plan = self.plan(dict.fromkeys(self.models, 1.0), formula=formula)
-        names = {id(checkpoint): name for name, checkpoint in self.models.items()}
-
-        def load(checkpoint: Checkpoint) -> Module:
-            name = names.get(id(checkpoint))
-            folder = self._template.folder if name is None else self._folder_of(name)
-            module: Module = self._load(folder).module
-            return module
-
-        return _Live(model, Resident(plan, model.module, load=load, memory=self._memory))
+        return _Live(model, Resident(plan, model.module, memory=self._memory))
 
     def model(self, coefficients: Mapping[str, float]) -> HuggingFaceModel:
         """A candidate, ready to be scored; the next call may change it in place.

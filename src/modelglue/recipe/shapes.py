@@ -27,7 +27,11 @@ def built_like(model: HuggingFaceModel, config: Mapping[str, Any]) -> HuggingFac
         module = AutoModelForCausalLM.from_config(read, dtype=model.module.dtype)
     module.generation_config = model.module.generation_config
     return HuggingFaceModel(
-        module, model.tokenizer, device=model.module.device, batch_size=model.batch_size
+        module,
+        model.tokenizer,
+        device=model.module.device,
+        batch_size=model.batch_size,
+        sharers=model.sharers,
     )
 
 

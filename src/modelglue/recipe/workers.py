@@ -1,5 +1,6 @@
 """What evaluates the candidates of a family, in this process or in a worker of its own."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,11 +13,12 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.task import Task
 from modelglue.evaluate.threads import threads_for
-from modelglue.merge.engine.held import half_of_memory
+from modelglue.machine import memory_of
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.division import Parts
 from modelglue.recipe.inputs import Inputs, open_inputs
 from modelglue.recipe.objective import Family, Template
+from modelglue.recipe.search_config import SearchConfig
 from modelglue.search.blocks import Blocks, cut
 from modelglue.search.executors import Evaluate
 from modelglue.search.executors.bench import Seat, seat
@@ -100,10 +102,8 @@ class Station:
         inputs = stack.enter_context(open_inputs(config, share=here.threads))
         most = max(model.parameters for model in inputs.models.values())
         stack.enter_context(threads_for(most))
-        # On a device of its own a worker may fill it; the machine's memory is shared.
-        alone = config.device != "cpu"
-        memory = None if alone else half_of_memory() // config.search.workers
-        families = Families(config, inputs, self.adapters, self.config.names, memory)
+        sharers = sharers_of(self.config.device, here, config.search, torch.cuda.device_count)
+        families = Families(config, inputs, self.adapters, self.config.names, sharers)
         family = families.of(self.members)
         return scorer(lambda: family, inputs.tasks, self.parts, inputs.sandbox)
 
@@ -119,6 +119,26 @@ def device_of(device: str, here: Seat, count: Callable[[], int]) -> str:
     return f"cuda:{here.index % gpus}"
 
 
+def sharers_of(device: str, here: Seat, search: SearchConfig, count: Callable[[], int]) -> int:
+    """How many workers share the memory of a worker's device, itself included.
+
+    Args:
+        device: as the recipe has it.
+        count: gives the number of the machine's GPUs.
+
+    >>> search = SearchConfig(workers=6)
+    >>> sharers_of("cuda", Seat(5), search, lambda: 4), sharers_of("cpu", Seat(5), search, int)
+    (2, 6)
+    """
+    if not device.startswith("cuda"):
+        return search.workers
+    if not here.sees_all:  # Ray puts as many on a GPU as fit there
+        share = search.gpus_per_worker or 1.0
+        return min(search.workers, max(1, int(1 / share)))
+    gpus = count() if device == "cuda" else 1
+    return math.ceil(search.workers / max(1, gpus))
+
+
 @dataclass(frozen=True)
 class Families:
     """Makes families of a recipe's models.
@@ -126,14 +146,14 @@ class Families:
     Attributes:
         adapters: the folder for adapters that were merged into their bases.
         names: of all models of the recipe, by whose order those folders are called.
-        memory: bytes of weights to hold beside the module; see `Resident`.
+        sharers: how many processes make families on the device side by side.
     """
 
     config: RecipeConfig
     inputs: Inputs
     adapters: Path
     names: tuple[str, ...]
-    memory: int | None = None
+    sharers: int = 1
 
     def of(self, members: Sequence[str]) -> Family:
         """The models of these names; their weights are read when they are first needed."""
@@ -145,7 +165,7 @@ class Families:
             root=self.config.root,
             folder_of=self.folder_of,
             load=self.load,
-            memory=self.memory,
+            memory=memory_of(self.config.device) // 2 // self.sharers,
         )
 
     def folder_of(self, name: str) -> Path:
@@ -171,4 +191,5 @@ class Families:
             device=self.config.device,
             dtype=self.config.dtype,
             batch_size=self.config.batch_size,
+            sharers=self.sharers,
         )

@@ -7,16 +7,14 @@ again for every merge, where the page cache may have it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.machine import memory_of
 from modelglue.merge.arrays import Array
 
 STORED: dict[str, Any] = {
@@ -50,18 +48,12 @@ class Held:
     ) -> None:
         self.device = device
         self.nbytes = 0
-        self._room = half_of_memory(device) if memory is None else memory
+        self._room = memory_of(device) // 2 if memory is None else memory
         self._places: dict[tuple[int, str], tuple[Array, int]] = {}
         # Kept, so that the ids stay their own.
         self._checkpoints = list({id(each): each for each in checkpoints}.values())
         for name in dict.fromkeys(name for each in self._checkpoints for name in each.tensors):
             self._keep(name, [each for each in self._checkpoints if name in each.tensors])
-
-    def add(self, checkpoint: Checkpoint, name: str, array: Array) -> None:
-        """Take a tensor [numel] that is in memory already, whatever the budget."""
-        self._checkpoints.append(checkpoint)
-        self._places[id(checkpoint), name] = (array[None], 0)
-        self.nbytes += array.nbytes
 
     def array(self, checkpoint: Checkpoint, name: str) -> Array | None:
         """A tensor as it is stored: [numel]; None if it is not kept."""
@@ -164,21 +156,3 @@ class Held:
         for place, checkpoint in zip(tensors, group, strict=True):
             place.copy_(checkpoint.read(name).view(-1))
         return tensors
-
-
-def half_of_memory(device: str | None = None) -> int:
-    """Half of the memory that the machine has in all, or may use, or the device has.
-
-    What is free at the moment would make a repeated run hold other tensors.
-    """
-    if device is not None and device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory) // 2
-    limits = []
-    with suppress(ValueError, OSError, AttributeError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(ValueError, OSError):  # "max" where there is none
-            limits.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
-    return min(limits, default=2 << 30) // 2

@@ -1,7 +1,7 @@
 """MergePlan → a live module, thousands of times: what search evaluates is never written to disk."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import CHUNK
 from modelglue.merge.engine.crew import Crew, Job
 from modelglue.merge.engine.held import Held
+from modelglue.merge.engine.parts import stored_parts
 from modelglue.merge.engine.reading import TensorReader, Workspace
 from modelglue.merge.engine.scope import measure_models
-from modelglue.merge.engine.states import States
 from modelglue.merge.engine.writing import encode
 from modelglue.merge.method import METHODS
 from modelglue.merge.plan.merge_plan import MergePlan, TensorPlan
@@ -33,18 +33,17 @@ class Resident:
     read from disk again for every merge. The arithmetic is that of `stream` and gives the same to
     the bit; a module on another device is merged there.
 
-    Where a class of transformers computes with other tensors than it stores, `load` gives each
-    checkpoint as a module, and their states are held and merged instead; see `states`.
+    Where a class of transformers computes with joined tensors, the checkpoint's own are merged,
+    each into its part of them; see `parts`.
 
     Args:
         plan: names all models; its tensors are the module's.
         module: what is merged into.
-        load: a checkpoint as a module.
         memory: bytes to hold; None for half of what the machine or the module's device has in all.
         beside: one that holds the models already, for another module of theirs.
 
     Raises:
-        NotMergeable: names differ and `load` was not given.
+        NotMergeable: the module has other tensors, and they are not made of the plan's.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Resident:
         plan: MergePlan,
         module: nn.Module,
         *,
-        load: Callable[[Checkpoint], nn.Module] | None = None,
         memory: int | None = None,
         beside: "Resident | None" = None,
     ) -> None:
@@ -63,20 +61,18 @@ class Resident:
         device = next(iter(self._targets.values())).device
         self._device = None if device.type == "cpu" else str(device)
         self._workspaces = [Workspace(self._device)]
+        if self._strange(plan):
+            self._take_apart(plan)
         self._held: Held
-        self._states: States | None
         if beside is not None:
-            self._held, self._states = beside._held, beside._states
+            self._held = beside._held
             return
-        strange = self._strange(plan)
-        if strange and load is None:
+        if strange := self._strange(plan):
             raise NotMergeable(
                 f"{strange[0]}: the checkpoint has it, the loaded {type(module).__name__} does not"
             )
         checkpoints = [*plan.models, *([plan.base] if plan.reads_base and plan.base else [])]
-        named = () if strange else (*checkpoints, *plan.statistics)
-        self._held = Held(named, memory=memory, device=self._device)
-        self._states = States(load, self._held) if strange and load is not None else None
+        self._held = Held((*checkpoints, *plan.statistics), memory=memory, device=self._device)
 
     @property
     def nbytes(self) -> int:
@@ -85,21 +81,20 @@ class Resident:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What stands in the module now, by name."""
+        """What stands in the module now, by the names that the models have for it."""
         return dict(self._targets)
 
     def tensor(self, checkpoint: Checkpoint, name: str) -> Tensor | None:
-        """A tensor of one of the models, by the name that the module has for it; None for none.
+        """A tensor of one of the models, by its name in `state`; None for none.
 
         It may lie on the module's device, or share its memory with what is held: only to be read.
         """
-        model = checkpoint if self._states is None else self._states.of(checkpoint)
-        if name not in model.tensors:
+        if name not in checkpoint.tensors:
             return None
-        held = self._held.array(model, name)
+        held = self._held.array(checkpoint, name)
         if held is None:
-            return model.read(name)
-        return _tensor(held).view(model.tensors[name].shape)
+            return checkpoint.read(name)
+        return _tensor(held).view(checkpoint.tensors[name].shape)
 
     @torch.no_grad()
     def load(self, plan: MergePlan | None = None) -> None:
@@ -116,8 +111,6 @@ class Resident:
             NotMergeable: the module has other tensors than the plan makes.
         """
         asked = self.plan if plan is None else plan
-        if self._states is not None:
-            asked = self._states.translated(asked, self._targets)
         tensors = [tensor for tensor in asked.tensors if tensor.name in self._targets]
         copies = self._fit(asked, tensors)
         threads = self._threads(tensors)
@@ -144,6 +137,13 @@ class Resident:
         while len(self._workspaces) < count:
             self._workspaces.append(Workspace(self._device))
         return self._workspaces[:count]
+
+    def _take_apart(self, plan: MergePlan) -> None:
+        """Put the parts of joined tensors in their place, by the names that the plan has."""
+        names = {tensor.name for tensor in plan.tensors}
+        parts = stored_parts(self.module, self._targets, names)
+        self._targets = {name: part for each in parts.values() for name, part in each.items()}
+        self._parameters = [name for joined in self._parameters for name in parts[joined]]
 
     def _strange(self, plan: MergePlan) -> list[str]:
         """What the plan makes and the module does not have."""
