@@ -162,7 +162,7 @@ def with_executor(value: object, *, executor: str | None, workers: int | None) -
     if not isinstance(section, Mapping) or (executor is None and workers is None):
         return value
     dropped = {"executor"} if executor or section.get("executor") == "serial" else set()
-    if executor in USES:
+    if executor is not None and executor in USES:
         dropped |= {*USES["ray"]} - {*USES[executor]}
     own = {"executor": executor, "workers": workers}
     kept = {key: setting for key, setting in section.items() if key not in dropped}
