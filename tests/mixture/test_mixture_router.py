@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelglue.errors import MixtureError
-from modelglue.mixture.router import (
+from modelglue.mixture.router import LinearRouter
+from modelglue.mixture.router_prompts import (
     INITIALISATIONS,
-    LinearRouter,
-    cross_validate,
     discriminant,
     from_prompts,
     ledoit_wolf,
     mean_difference,
 )
+from modelglue.mixture.router_validation import cross_validate
 
 
 def groups_about(means, count, *, seed=0, scale=None):

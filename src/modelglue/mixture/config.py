@@ -17,7 +17,7 @@ from typing import Any
 
 from modelglue.errors import ConfigError
 from modelglue.mixture.features import Feature
-from modelglue.mixture.router import INITIALISATIONS
+from modelglue.mixture.router_prompts import INITIALISATIONS
 from modelglue.registry import nearest
 from modelglue.yamlfile import read_yaml
 

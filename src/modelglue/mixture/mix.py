@@ -14,13 +14,9 @@ from modelglue.errors import MixtureError, UnknownName
 from modelglue.mixture.bundle import Expert, write_bundle
 from modelglue.mixture.features import Feature, open_encoder
 from modelglue.mixture.folder import require_absent
-from modelglue.mixture.router import (
-    INITIALISATIONS,
-    LinearRouter,
-    Validation,
-    cross_validate,
-    from_prompts,
-)
+from modelglue.mixture.router import LinearRouter
+from modelglue.mixture.router_prompts import INITIALISATIONS, from_prompts
+from modelglue.mixture.router_validation import Validation, cross_validate
 from modelglue.registry import nearest
 
 
