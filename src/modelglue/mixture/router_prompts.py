@@ -74,9 +74,9 @@ def discriminant(positives: Sequence[Tensor], negatives: Sequence[Tensor | None]
     against = torch.stack(
         [reference if group is None else group.double().mean(dim=0) for group in negatives]
     )
-    scale = _scale(centred)
+    scale = feature_scale(centred)
     shrinkage = ledoit_wolf(centred / scale)
-    weight = _solve(centred / scale, shrinkage, ((means - against) / scale).T).T / scale
+    weight = shrunk_solve(centred / scale, shrinkage, ((means - against) / scale).T).T / scale
     bias = -0.5 * ((means + against) * weight).sum(dim=1)
     return LinearRouter(weight.float(), bias.float(), shrinkage)
 
@@ -94,7 +94,7 @@ def nearest_mean(positives: Sequence[Tensor], negatives: Sequence[Tensor | None]
         negatives: the same; None stands for the mean of all experts' means.
     """
     groups = [group.double() for group in (*positives, *negatives) if group is not None]
-    scale = _scale(torch.cat([group - group.mean(dim=0) for group in groups]))
+    scale = feature_scale(torch.cat([group - group.mean(dim=0) for group in groups]))
     means = torch.stack([group.double().mean(dim=0) for group in positives]) / scale
     reference = means.mean(dim=0)
     against = torch.stack(
@@ -113,7 +113,7 @@ def random_router(
     Over the given texts each logit has mean 0 and variance 1, but for correlations.
     """
     features = torch.cat([group.double() for group in positives])
-    scale = _scale(features - features.mean(dim=0))
+    scale = feature_scale(features - features.mean(dim=0))
     generator = torch.Generator().manual_seed(seed)
     width = features.shape[1]
     drawn = torch.randn(len(positives), width, generator=generator, dtype=torch.double)
@@ -143,14 +143,14 @@ def ledoit_wolf(centred: Tensor) -> float:
     return min(1.0, max(0.0, beta / delta)) if delta > 0 else 1.0
 
 
-def _scale(centred: Tensor) -> Tensor:
+def feature_scale(centred: Tensor) -> Tensor:
     """Each feature's standard deviation, [features]."""
     scale = centred.square().mean(dim=0).sqrt()
     usual = float(scale.mean()) or 1.0
     return torch.where(scale > 1e-6 * usual, scale, usual)
 
 
-def _solve(centred: Tensor, shrinkage: float, right: Tensor) -> Tensor:
+def shrunk_solve(centred: Tensor, shrinkage: float, right: Tensor) -> Tensor:
     """((1−ρ)S + ρ·(tr S/p)·I)⁻¹ · right, in whichever of the two spaces is the smaller."""
     count, features = centred.shape
     size = float(centred.square().sum()) / count / features
