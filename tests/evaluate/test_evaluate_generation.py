@@ -168,9 +168,9 @@ def test_a_stop_that_is_one_added_token_ends_an_answer(
     free = by_transformers(llama, PROMPTS[0], 16)
     end = next(token for token in free if token > 3 and free.index(token) > 2)
     kept = llama.tokenizer
-    llama.tokenizer = llama._encoder.tokenizer = tokenizer_with(end, special=special)
+    llama.tokenizer = llama.encoder.tokenizer = tokenizer_with(end, special=special)
     found = llama.generate(PROMPTS[:1], max_new_tokens=16, stop=["<|turn|>"])
-    llama.tokenizer = llama._encoder.tokenizer = kept
+    llama.tokenizer = llama.encoder.tokenizer = kept
     assert found == [decoded(llama, free[: free.index(end)])]
 
 

@@ -136,12 +136,12 @@ def test_how_many_rows_are_decoded_at_once_does_not_depend_on_free_memory(
 ) -> None:
     memory = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**14, "SC_AVPHYS_PAGES": 2**14}
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)
-    rows = model._rows(512)
+    rows = model.rows_at_once(512)
     assert 1 < rows < 256
     memory["SC_AVPHYS_PAGES"] = 1
-    assert model._rows(512) == rows
+    assert model.rows_at_once(512) == rows
     memory["SC_PHYS_PAGES"] = 1
-    assert model._rows(512) == 1
+    assert model.rows_at_once(512) == 1
 
 
 def test_a_second_evaluation_tokenises_nothing(
@@ -162,5 +162,5 @@ def test_a_second_evaluation_tokenises_nothing(
         splits=["search"],
     )
     first = task.evaluate(model, "search")
-    monkeypatch.setattr(model._encoder, "tokenizer", None)
+    monkeypatch.setattr(model.encoder, "tokenizer", None)
     assert task.evaluate(model, "search") == first

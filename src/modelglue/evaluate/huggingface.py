@@ -70,7 +70,7 @@ class HuggingFaceModel:
         self.module = (module if device is None else on_device(module, device)).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._encoder = Encoder(
+        self.encoder = Encoder(
             tokenizer, _max_length(module, tokenizer), rows=embedding_rows(module)
         )
         self._scorer = LikelihoodScorer(self.module)
@@ -141,7 +141,7 @@ class HuggingFaceModel:
         self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
     ) -> list[list[Likelihood]]:
         """See `LanguageModel.loglikelihoods`."""
-        encoded = self._encoder.continued(contexts, continuations)
+        encoded = self.encoder.continued(contexts, continuations)
         with _memory():
             found = self._scorer.score(encoded, batch_size=self.batch_size)
         return [
@@ -165,18 +165,18 @@ class HuggingFaceModel:
         """See `LanguageModel.generate`."""
         # Equal prompts have equal answers, greedy or sampled, so each is answered once.
         unique = list(dict.fromkeys(prompts))
-        encoded = self._encoder.prompts(unique, max_new_tokens)
+        encoded = self.encoder.prompts(unique, max_new_tokens)
         longest = max((len(tokens) for tokens in encoded), default=0) + max_new_tokens
         with _memory():
             answers = generate(
                 self.module,
-                self._encoder,
+                self.encoder,
                 unique,
                 encoded,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
                 sampling=Sampling(temperature, top_p, seed),
-                rows=self._rows(longest),
+                rows=self.rows_at_once(longest),
             )
         by_prompt = dict(zip(unique, answers, strict=True))
         return [by_prompt[prompt] for prompt in prompts]
@@ -195,7 +195,7 @@ class HuggingFaceModel:
             )
         )
 
-    def _rows(self, length: int) -> int:
+    def rows_at_once(self, length: int) -> int:
         """How many rows of that length may be decoded at once."""
         if isinstance(self.batch_size, int):
             return self.batch_size

@@ -204,6 +204,41 @@ def _mean_of_nearest(distances: Tensor, scores: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ItemValidation:
+    """How a router by neighbours fares on its own items, each left out in turn.
+
+    Args:
+        k: neighbours.
+        items: how many there are.
+        routed: the mean score of the experts that the items go to.
+        single: the mean score of the best single expert.
+        oracle: the mean score if each item went to the expert that is best on it.
+    """
+
+    k: int
+    items: int
+    routed: float
+    single: float
+    oracle: float
+
+
+def validate_on_items(router: NearestRouter) -> ItemValidation | None:
+    """See `ItemValidation`; None where there is a single item, and so none to be left out."""
+    scores = router.scores.double()
+    if len(scores) < 2:
+        return None
+    k = min(router.k, len(scores) - 1)
+    chosen = left_out(router, k).argmax(dim=1, keepdim=True)
+    return ItemValidation(
+        k=k,
+        items=len(scores),
+        routed=float(scores.gather(1, chosen).mean()),
+        single=float(scores.mean(dim=0).max()),
+        oracle=float(scores.amax(dim=1).mean()),
+    )
+
+
+@dataclass(frozen=True)
 class ScoreTable:
     """How every expert fared on the same texts.
 

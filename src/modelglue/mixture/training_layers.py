@@ -1,0 +1,260 @@
+"""Train the routers inside of a checkpoint, and nothing else, by language modelling.
+
+transformers' Trainer on the checkpoint as it is loaded anywhere: cross entropy of the texts, plus
+the load-balancing loss, under a cosine schedule. With one expert a token or sample the weight of
+the choice is 1 whatever the router says; our own modelling file lets the gradient through all the
+same (1 + p − p.detach()), and stock classes, which don't, are trained with two experts at work.
+
+Only routers are trained, saved and written: everything else is compared bit for bit afterwards and
+copied byte for byte. A training that was killed goes on from the Trainer's last checkpoint.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
+from modelglue.errors import MixtureError, RunError
+from modelglue.evaluate.encoding import Encoder
+from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.mixture import modeling_modelglue as _registered  # noqa: F401
+from modelglue.mixture.folder import require_absent
+from modelglue.mixture.training_report import BeforeAfter, compare
+from modelglue.mixture.training_samples import Sample, parted
+from modelglue.mixture.training_trainer import Row, batch_of, train_routers
+from modelglue.mixture.training_write import stored_names, write_with
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """How to train routers inside of a checkpoint.
+
+    Args:
+        steps: of the optimiser.
+        rows: sequences a step.
+        length: of a sequence, in tokens; longer documents go on in further ones.
+        rate: the highest learning rate, of AdamW.
+        warmup: the share of the steps in which the rate rises; then it falls along a cosine.
+        balance: weight of the load-balancing loss.
+        save_every: steps between checkpoints of the training.
+        stop: the share of texts by which it is decided whether the result is kept.
+        report: the share of texts that is left for the report.
+        seed: for the parts, and the order of texts.
+    """
+
+    steps: int = 300
+    rows: int = 8
+    length: int = 256
+    rate: float = 1e-3
+    warmup: float = 0.05
+    balance: float = 0.01
+    save_every: int = 50
+    stop: float = 0.1
+    report: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LayerTraining:
+    """A checkpoint whose routers were trained.
+
+    Attributes:
+        path: the new checkpoint.
+        routers: how many were trained.
+        kept: whether they lost less than the given ones on texts that neither was trained on; else
+            the new checkpoint has the given ones.
+        resumed: the step from which the training went on, 0 if it did not have to.
+        report: on texts that nothing was chosen by.
+    """
+
+    path: Path
+    routers: int
+    kept: bool
+    resumed: int
+    report: BeforeAfter
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def train_layers(
+    model: Path,
+    out: Path,
+    samples: Sequence[Sample],
+    *,
+    settings: LayerSettings | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> LayerTraining:
+    """Write a checkpoint with the same experts and trained routers; the given one stays as it is.
+
+    Args:
+        model: a mixture at FFN, block or homogeneous model level, stock or our own.
+        out: the new checkpoint, whole or not at all. Beside it stands, until it is done, a hidden
+            folder from which a training that was killed goes on.
+        samples: texts; what has a prompt is routed on it and trained on its completion.
+        progress: is told the step and how many there are.
+
+    Raises:
+        OutputExists: `out` is taken.
+        MixtureError: the model has no routers.
+        InputError: too few texts.
+        NonFiniteOutput: the loss is NaN.
+    """
+    require_absent(out)
+    settings = settings or LayerSettings()
+    loaded = HuggingFaceModel.load(model, device=device)
+    module = loaded.module
+    routers = router_parameters(module)
+    if not routers:
+        raise MixtureError(f"{model} has no routers; train-router is for mixtures")
+    with Checkpoint.open(model) as checkpoint:
+        names = stored_names(checkpoint, routers)
+        stored = {name: checkpoint.read(kept).dtype for name, kept in names.items()}
+        fingerprint = checkpoint.fingerprint()
+    if any(parameter.dtype != torch.float32 for parameter in routers.values()):
+        module.float()  # small steps vanish in half precision
+        routers = router_parameters(module)
+    parts = parted(
+        [sample.routed_on for sample in samples],
+        seed=settings.seed,
+        stop=settings.stop,
+        report=settings.report,
+    )
+    fit, stop, report = (
+        list(rows_of([samples[i] for i in part], loaded.encoder, settings.length))
+        for part in (parts.fit, parts.stop, parts.report)
+    )
+    before = [losses(module, rows, settings.rows) for rows in (stop, report)]
+    start = {name: parameter.detach().clone() for name, parameter in routers.items()}
+    frozen = _digest(module, routers)
+    work = out.parent / f".{out.name}.training"
+    asked = {"model": fingerprint, "settings": asdict(settings), "texts": _digest_of(fit)}
+    with _two_at_work(module):
+        resumed = train_routers(
+            module, routers, fit, work, asked, settings, device=device, progress=progress
+        )
+    if _digest(module, routers) != frozen:
+        raise RunError("training changed more than the routers; nothing was written")
+    with torch.no_grad():
+        for name, parameter in routers.items():  # as they will be read again
+            parameter.copy_(parameter.to(stored[name]))
+    after = [losses(module, rows, settings.rows) for rows in (stop, report)]
+    kept = bool(after[0].sum() < before[0].sum())
+    if not kept:
+        after = before
+    counts = np.array([row.counted for row in report], dtype=np.float64)
+    told = compare(before[1], after[1], counts, unit="nats a token", seed=settings.seed)
+    new = {name: parameter.detach().cpu() for name, parameter in routers.items()}
+    write_with(
+        model,
+        out,
+        {names[name]: tensor for name, tensor in (new if kept else start).items()},
+        note={"kept": kept, "steps": settings.steps, **told.to_json()},
+    )
+    _remove(work)
+    return LayerTraining(out, len({_router_of(name) for name in routers}), kept, resumed, told)
+
+
+def router_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters of a mixture's routers, by name; in stock classes they are called gates."""
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if ".router." in name or name.endswith(".gate.weight")
+    }
+
+
+def rows_of(samples: Sequence[Sample], encoder: Encoder, length: int) -> Iterator[Row]:
+    """What is read of the samples: sequences of `length` tokens at most, none of a single one.
+
+    A prompt that leaves no room loses its beginning.
+    """
+    length = min(length, encoder.max_length)
+    for sample in samples:
+        (tokens,) = encoder.encode([sample.prompt + sample.text])
+        if not sample.prompt:
+            for begin in range(0, len(tokens), length):
+                piece = tokens[begin : begin + length]
+                if len(piece) > 1:
+                    yield Row(piece, 1, len(piece))
+            continue
+        start = len(encoder.encode([sample.prompt])[0])
+        cut = max(0, len(tokens) - length)
+        if cut < start < len(tokens):
+            yield Row(tokens[cut:], start - cut, start - cut)
+
+
+@torch.inference_mode()
+def losses(module: Any, rows: Sequence[Row], at_once: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The summed loss of each row, in nats, [rows]."""
+    was_training, found = module.training, []
+    module.eval()
+    takes_mask = takes_routing_mask(module)
+    for begin in range(0, len(rows), at_once):
+        batch = batch_of(rows[begin : begin + at_once], routing_mask=takes_mask)
+        batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")[:, 1:]
+        logs = module(**batch, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+        counted = labels != _IGNORED
+        told = logs.gather(2, labels.clamp_min(0)[:, :, None])[:, :, 0]
+        found += (-(told * counted).double().sum(dim=1)).tolist()
+    module.train(was_training)
+    if not np.isfinite(found).all():
+        raise MixtureError("the mixture's loss is NaN or infinite before or after training")
+    return np.array(found)
+
+
+def takes_routing_mask(module: Any) -> bool:
+    """Whether it can be said which tokens a route is decided on."""
+    return "routing_mask" in inspect.signature(module.forward).parameters
+
+
+@contextmanager
+def _two_at_work(module: torch.nn.Module) -> Iterator[None]:
+    """Let a stock class use two experts for a token: with one its routers get no gradient."""
+    stock = not takes_routing_mask(module)
+    single = [part for part in module.modules() if stock and getattr(part, "top_k", None) == 1]
+    for part in single:
+        part.top_k = 2  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part in single:
+            part.top_k = 1  # type: ignore[assignment]
+
+
+def _digest(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> str:
+    """Of everything but the routers."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        if name not in routers:
+            digest.update(name.encode())
+            digest.update(tensor_bytes(tensor.detach().cpu().contiguous()))
+    return digest.hexdigest()
+
+
+def _digest_of(rows: Sequence[Row]) -> str:
+    return blake2b(json.dumps([asdict(row) for row in rows]).encode(), digest_size=16).hexdigest()
+
+
+def _router_of(name: str) -> str:
+    return name.partition(".router.")[0].removesuffix(".gate.weight")
+
+
+def _remove(work: Path) -> None:
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
