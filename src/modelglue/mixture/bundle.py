@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import MixtureError
 from modelglue.evaluate.huggingface import BatchSize, HuggingFaceModel
@@ -200,10 +202,14 @@ class Bundle:
 
     def route(self, prompts: Sequence[str]) -> list[Route]:
         """The expert for each prompt; a prompt's route does not depend on the others."""
-        probabilities = self.router.probabilities(self._encoder.features(prompts))
+        probabilities = self.router.probabilities(self.features(prompts))
         return [
             Route(int(row.argmax()), tuple(float(value) for value in row)) for row in probabilities
         ]
+
+    def features(self, prompts: Sequence[str]) -> Tensor:
+        """What the router sees of each prompt, fp32 [prompts, features]."""
+        return self._encoder.features(prompts)
 
     def expert(self, index: int) -> HuggingFaceModel:
         """An expert by its place, loaded if it is not yet."""
@@ -270,7 +276,7 @@ class Bundle:
         Raises:
             MixtureError: the chosen expert has no chat template.
         """
-        route = self.route([_opening(messages)])[0]
+        route = self.route([opening(messages)])[0]
         expert, name = self.expert(route.expert), self.experts[route.expert]
         if not expert.tokenizer.chat_template:
             raise MixtureError(
@@ -328,7 +334,7 @@ class Bundle:
         return models[0] if len(models) == 1 else Together(models, weights)
 
 
-def _opening(messages: Sequence[Mapping[str, str]]) -> str:
+def opening(messages: Sequence[Mapping[str, str]]) -> str:
     """What a conversation is routed on; all of it where no user has spoken."""
     users = (place for place, message in enumerate(messages, 1) if message["role"] == "user")
     return "\n".join(message["content"] for message in messages[: next(users, len(messages))])
