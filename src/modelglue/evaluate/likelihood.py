@@ -48,6 +48,8 @@ class LikelihoodScorer:
         self._module = module
         self._config = module.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(module.forward).parameters
+        # A mixture that decides once a sample: on the context, whatever the continuations are.
+        self._routes_samples = bool(getattr(module.config, "routes_samples", False))
         # By layout, and by which of the model's bounds are exceeded: what is right below a sliding
         # window may be wrong above it.
         self._works: dict[tuple[str, tuple[bool, ...]], bool] = {}
@@ -69,7 +71,9 @@ class LikelihoodScorer:
     def _score(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
         found: list[list[Found]] = [[] for _ in items]
         order = sorted(range(len(items)), key=lambda i: -items[i].length)  # the longest first
-        for members, shared in families([items[i] for i in order]):
+        # Items of one row would share a route.
+        alike = [] if self._routes_samples else families([items[i] for i in order])
+        for members, shared in alike:
             family = [order[place] for place in sorted(members)]
             scored = self._score_family([items[i] for i in family], shared, batch_size)
             for i, numbers in zip(family, scored, strict=False):
@@ -179,6 +183,8 @@ class LikelihoodScorer:
             inputs |= {"position_ids": rows.positions, "attention_mask": self._mask(rows)}
         if prefix is not None:
             inputs["past_key_values"] = prefix.cache()
+        if self._routes_samples:
+            inputs["routing_mask"] = rows.contexts
         if not len(rows.places):
             return rows.split([], [])
         logs = self._logits(inputs, rows.places).float().log_softmax(dim=-1)

@@ -37,7 +37,7 @@ from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.stock_plan import Output, Part, StockPlan, make_stock_plan
 from modelglue.mixture.stock_target import StockTarget, stock_target
 
-__all__ = ["StockTarget", "stock_target", "write_stock"]
+__all__ = ["StockTarget", "copy_jobs", "stock_target", "write_stock"]
 
 _CHUNK = 4 << 20
 """Elements that a thread has in hand."""
@@ -91,7 +91,7 @@ def write_stock(
         with CheckpointWriter(out, plan.layout, purpose=purpose) as writer:
             todo = [output for output in plan.outputs if output.name not in writer.finished]
             crew = Crew(threads or min(4, len(os.sched_getaffinity(0))), Workspace)
-            crew.run([job for output in todo for job in _jobs(output, writer)])
+            crew.run([job for output in todo for job in copy_jobs(output, writer)])
             return writer.commit(
                 config=plan.config,
                 files_from=model,
@@ -99,7 +99,7 @@ def write_stock(
             )
 
 
-def _jobs(output: Output, writer: CheckpointWriter) -> Iterator[Job]:
+def copy_jobs(output: Output, writer: CheckpointWriter) -> Iterator[Job]:
     """What there is to write of a tensor, a chunk a job."""
     if output.values is not None:
         values = output.values.contiguous()
