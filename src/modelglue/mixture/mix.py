@@ -116,8 +116,8 @@ def mix(
     require_absent(out)
     kind = kind or MixtureKind()
     _check(experts, kind, initialisation, scores, encoder)
-    positive = _checked_prompts(experts, prompts, "prompts")
-    negative = _checked_prompts(experts, negatives or {}, "negatives")
+    positive = checked_prompts(experts, prompts, "prompts")
+    negative = checked_prompts(experts, negatives or {}, "negatives")
     missing = [name for name in experts if name not in positive]
     if missing and scores is None:
         raise MixtureError(f"prompts: none for {', '.join(missing)}; every expert needs some")
@@ -263,7 +263,7 @@ def _check(
         )
 
 
-def _checked_prompts(
+def checked_prompts(
     experts: Iterable[str], given: Mapping[str, Iterable[str]], word: str
 ) -> dict[str, list[str]]:
     """Each expert's texts without repetitions, in the order of the experts."""
