@@ -80,7 +80,7 @@ def test_streaming_equals_not_streaming(served: str, bundle: Bundle, how: dict[s
     assert text == whole.choices[0].message.content
     assert text == bundle.chat(fixed(prompt), max_new_tokens=24, **how)
     assert parts[0].choices[0].delta.role == "assistant"
-    assert [part.choices[0].finish_reason for part in parts[-2:-1]] == ["length"]
+    assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert parts[-1].choices == []
     assert parts[-1].usage == whole.usage
     assert {part.id for part in parts} == {parts[0].id}

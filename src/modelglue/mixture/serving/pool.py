@@ -168,7 +168,7 @@ class ExpertPool:
                 lane.job = job
                 started = loop.time()
                 try:
-                    await self._resident(lane)
+                    await self._resident(lane, job)
                     await loop.run_in_executor(lane.thread, _run, lane, job, loop)
                 except Exception as error:  # noqa: BLE001  (it goes to whoever asked)
                     job.pieces.put_nowait(error)
@@ -180,11 +180,13 @@ class ExpertPool:
                 if lane.grace <= 0:
                     self._unload(lane)
 
-    async def _resident(self, lane: _Lane) -> None:
-        """See to it that an expert is in memory."""
+    async def _resident(self, lane: _Lane, job: Job) -> None:
+        """See to it that an expert is in memory, unless nobody waits for it any more."""
         if lane.model is None:
             # Whoever needs room waits for its turn: two could wait for each other's.
             async with self._changing:
+                if job.gone:
+                    return
                 await self._make_room(lane)
                 loop = asyncio.get_running_loop()
                 lane.model = await loop.run_in_executor(lane.thread, self._load, lane.path)
@@ -219,8 +221,8 @@ class ExpertPool:
 def _run(lane: _Lane, job: Job, loop: asyncio.AbstractEventLoop) -> None:
     """In the expert's thread: work, and hand the pieces over."""
     model = lane.model
-    if model is None:
-        raise RuntimeError(f"expert {lane.name!r} is not loaded")
+    if model is None:  # whoever asked has left
+        return
 
     def tell(piece: Piece | Exception | None) -> None:
         with suppress(RuntimeError):  # the loop has ended
