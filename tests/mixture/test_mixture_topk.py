@@ -8,6 +8,7 @@ from mixture_samples import PROMPTS, QUESTIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelglue.errors import MixtureError
+from modelglue.evaluate.generation import Sampling, draws_of, sampled
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.mix import mix
 from modelglue.mixture.notation import MixtureKind
@@ -138,16 +139,15 @@ def test_batched_equals_single(bundle, options):
 
 def test_what_is_sampled_follows_the_mixed_distribution(bundle, naive):
     question = QUESTIONS[1]
-    ids = naive.tokenizer(question).input_ids
-    mixed = naive.distribution(question, ids)[-1]
-    likely = int(mixed.argmax())
-    word = naive.tokenizer.decode([likely])
-    drawn = [
-        bundle.generate([question], max_new_tokens=1, temperature=1.0, seed=seed)[0]
-        for seed in range(60)
-    ]
-    expected = float(mixed[likely])
-    assert abs(drawn.count(word) / 60 - expected) < 4 * (expected * (1 - expected) / 60) ** 0.5
+    logs = naive.distribution(question, naive.tokenizer(question).input_ids)[-1].log()[None]
+    for seed in range(10):
+        sampling = Sampling(temperature=1.3, top_p=0.8, seed=seed)
+        draw = torch.tensor(draws_of(seed, question, 1))
+        expected = naive.tokenizer.decode(sampled(logs, draw, sampling))
+        written = bundle.generate(
+            [question], max_new_tokens=1, temperature=1.3, top_p=0.8, seed=seed
+        )
+        assert written == [expected]
 
 
 def test_stops_end_an_answer(bundle):

@@ -65,7 +65,7 @@ def test_training_lowers_the_loss_on_samples_that_nothing_was_chosen_by(kind):
 
 
 def test_an_mlp_learns_what_no_linear_router_can():
-    data = table(600, curved=True)
+    data = table(600, features=2, curved=True)
     line = train_on_table(nothing(data), data).report.after.mean
     curve = train_on_table(widened(nothing(data), hidden=32), data).report.after.mean
     assert curve < line - 0.2
@@ -143,12 +143,12 @@ def test_balance_and_entropy_do_what_they_say():
     lopsided = LossTable(data.texts, data.features, losses)
 
     def load(**settings):
-        router = train_on_table(
-            nothing(data), lopsided, settings=TableSettings(steps=30, **settings)
-        ).router
-        return router.probabilities(data.features)
+        settings = TableSettings(**settings)
+        return train_on_table(nothing(data), lopsided, settings=settings).router.probabilities(
+            data.features
+        )
 
-    assert load().mean(dim=0).max() > 0.95
+    assert load().mean(dim=0).max() > 0.9
     assert load(balance=5.0).mean(dim=0).max() < 0.7
     sure = load()
     soft = load(entropy=1.0)

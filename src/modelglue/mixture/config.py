@@ -6,10 +6,10 @@
     kind: M-L-S                       # or {level: ffn, router: linear, input: token, top_k: 2, …}
     initialisation: discriminant      # mean_difference, nearest_mean, random; knn with scores
     seed: 0                           # for what is random
+    scores: items.jsonl               # for prompts: {"text": …, "scores": {maths: 1, coder: 0}}
     # whole models
     encoder: maths                    # by default the expert that tells the prompts apart best
     layer: 0                          # the hidden layer that the router sees; 0 is the embedding
-    scores: items.jsonl               # {"text": …, "scores": {maths: 1, coder: 0}} a line
     # inside of one checkpoint
     dense: models/merged              # where what is no expert's comes from; default: the first
 
@@ -65,6 +65,8 @@ class MixtureConfig:
             "negatives": self.negatives,
             "kind": self.kind,
             "initialisation": self.initialisation,
+            "scores": self.scores,
+            "seed": self.seed,
         }
         if not self.is_bundle:
             return {**common, "dense": self.dense}
@@ -72,8 +74,6 @@ class MixtureConfig:
             **common,
             "encoder": self.encoder,
             "feature": Feature(layer=self.layer),
-            "scores": self.scores,
-            "seed": self.seed,
         }
 
 
@@ -150,14 +150,14 @@ def _check(config: MixtureConfig, value: Mapping[str, Any], problems: list[str])
     for key, number in (("layer", config.layer), ("seed", config.seed)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             problems.append(f"{key}: must be a whole number of at least 0, not {number!r}")
-    elsewhere = ("dense",) if config.is_bundle else ("encoder", "layer", "scores")
-    place = "one checkpoint" if config.is_bundle else "whole models, level: model"
+    elsewhere = ("dense",) if config.is_bundle else ("encoder", "layer")
+    where = (
+        "in one checkpoint (level: ffn or block, or shared_layers)"
+        if config.is_bundle
+        else "of whole models (level: model)"
+    )
     problems += [
-        f"{key}: is for mixtures of {place}"
-        if not config.is_bundle
-        else f"{key}: is for mixtures in {place} (level: ffn or block, or shared_layers)"
-        for key in elsewhere
-        if value.get(key) is not None
+        f"{key}: is for mixtures {where}" for key in elsewhere if value.get(key) is not None
     ]
 
 

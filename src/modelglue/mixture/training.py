@@ -8,12 +8,13 @@ is computed once, and so is every sample's feature. What is left is a small prob
 the expected loss under the router's probabilities. A table of scores (a search split's, one number
 an item and expert) serves as well, with L = −score: Σₑ pₑ·scoreₑ is maximised.
 
-Solved by L-BFGS with a strong-Wolfe line search over all samples at once (Nocedal & Wright, 2006,
-7.2), in fp64: no learning rate, no order of samples, the same result each time. It stops when the
-loss on a held-out part has not fallen for some steps, and what was best there is what counts.
+Solved by Adam (Kingma & Ba, arXiv 1412.6980) over all samples at once, in fp64 and on standardised
+features: no order of samples, the same result each time. (L-BFGS ends after a few steps where the
+softmax is sure: the loss is not convex, and flat there.) It stops when the loss on a held-out part
+has not fallen for some steps, and what was best there is what counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,7 +49,9 @@ class TableSettings:
     """How to train on a table.
 
     Args:
-        steps: at most, of L-BFGS.
+        steps: at most, of Adam, whose rate falls along a cosine.
+        rate: at the start, for features of width 1; it is divided by √width, so that a step changes
+            the logits alike whatever the width.
         patience: steps without a lower loss on the held-out part, after which it ends.
         decay: weight of the squared weights (on standardised features) in what is minimised.
         balance: weight of the load: 0 where the experts are used alike, E − 1 if one has all.
@@ -58,8 +61,9 @@ class TableSettings:
         seed: for the parts.
     """
 
-    steps: int = 200
-    patience: int = 20
+    steps: int = 500
+    rate: float = 0.2
+    patience: int = 100
     decay: float = 1e-3
     balance: float = 0.0
     entropy: float = 0.0
@@ -157,12 +161,15 @@ def _minimise(
     tensors = {
         name: tensor.double().clone().requires_grad_() for name, tensor in router.tensors().items()
     }
-    optimizer = torch.optim.LBFGS(
-        list(tensors.values()), max_iter=1, line_search_fn="strong_wolfe", history_size=20
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [tensor], "lr": settings.rate / _fan_in(name, tensors) ** 0.5}
+            for name, tensor in tensors.items()
+        ]
     )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def objective() -> Tensor:
         probabilities = from_tensors(tensors).logits(features).softmax(dim=1)
         loss = (probabilities * regrets).sum(dim=1).mean()
         load = probabilities.mean(dim=0)
@@ -170,9 +177,7 @@ def _minimise(
         entropy = torch.special.entr(probabilities).sum(dim=1).mean()
         weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
         loss = loss - settings.entropy * entropy
-        loss = loss + settings.decay * sum((w.square().mean() for w in weights), torch.zeros(()))
-        torch.autograd.backward(loss)
-        return loss
+        return loss + settings.decay * sum((w.square().mean() for w in weights), torch.zeros(()))
 
     def held_out() -> float:
         with torch.no_grad():
@@ -181,13 +186,21 @@ def _minimise(
 
     best, best_loss, best_step = router, held_out(), 0
     for step in range(1, settings.steps + 1):
-        optimizer.step(closure)
+        optimizer.zero_grad()
+        torch.autograd.backward(objective())
+        optimizer.step()
+        schedule.step()
         if (loss := held_out()) < best_loss:
             kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             best, best_loss, best_step = from_tensors(kept), loss, step
         elif step - best_step >= settings.patience:
             break
     return best, best_step
+
+
+def _fan_in(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers a unit of this layer adds up."""
+    return tensors[name.replace("bias", "weight")].shape[1]
 
 
 def _moved(router: Router, centre: Tensor, scale: Tensor) -> Router:
