@@ -50,7 +50,7 @@ RULES = {
     # layer; weights renormalised. vLLM: the same names, w1 the gate, w2 down, w3 up.
     "MixtralForCausalLM": Rules(
         ("llama", "llama-tied", "llama-wide-heads", "mistral-window", "phi3"),
-        ("num_local_experts", "num_experts_per_tok", "head_dim"),
+        ("num_local_experts", "num_experts_per_tok"),
         (
             _ATTENTION,
             _NORMS,

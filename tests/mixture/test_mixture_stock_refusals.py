@@ -94,7 +94,7 @@ def test_a_setting_of_the_dense_class_that_nobody_has_heard_of_is_refused(
 
     monkeypatch.setitem(LlamaConfig.__annotations__, "twist", float)
     monkeypatch.setattr(LlamaConfig, "twist", 0.0, raising=False)
-    assert isinstance(stock_target({"model_type": "llama"}, TOP1), StockTarget)
+    assert isinstance(stock_target({"model_type": "llama", "twist": 0.0}, TOP1), StockTarget)
     reason = stock_target({"model_type": "llama", "twist": 1.0}, TOP1)
     assert "twist: not known to mixtral" in str(reason)
 

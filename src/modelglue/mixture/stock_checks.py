@@ -117,7 +117,8 @@ def _router_problems(
     shape = (experts, int(target.settings["hidden_size"]))
     if len(routers) != len(target.mixed):
         yield f"there are {len(routers)} routers for {len(target.mixed)} layers with experts"
-    for layer, router in enumerate(routers, target.kind.shared_layers):
+    given: Sequence[object] = routers
+    for layer, router in enumerate(given, target.kind.shared_layers):
         if not isinstance(router, LinearRouter):
             yield f"the router of layer {layer} is not linear, and those of stock classes are"
         elif tuple(router.weight.shape) != shape:

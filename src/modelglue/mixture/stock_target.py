@@ -8,6 +8,7 @@ leaves out has another default in the two classes more often than not (the base 
 positions is 10,000 in Llama and 1,000,000 in Mixtral).
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,10 @@ class StockTarget:
         for key in filled & self.settings.keys():
             if written.get(key) is None:
                 written[key] = self.settings[key]
+        rope = self.settings.get("rope_parameters") or {}
+        if not self.config.get("rope_parameters") and "rope_theta" in rope:
+            # As older versions say it; `rope_scaling` of theirs would hide the new entry.
+            written["rope_theta"] = rope["rope_theta"]
         written["modelglue"] = {
             "format": 1,
             "kind": self.kind.to_mapping(),
@@ -249,9 +254,9 @@ def _declared(model_type: str) -> set[str]:
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as transformers reads it."""
+    """A configuration as transformers reads it, which writes into what it is given."""
     try:
-        found = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        found = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise MixtureError(
             f"transformers cannot read the configuration of this {config['model_type']} model: "
