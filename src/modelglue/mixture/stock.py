@@ -9,8 +9,8 @@ Nothing is instantiated, and nothing held but a few chunks: bytes go from file t
 stored in another dtype than the dense model's is cast on the way.
 
 A stock class renormalises the weights of the experts that answer, so with top_k: 1 the weight is
-1 whatever the router says. That is as it should be in use, but no gradient reaches the router: it
-is trained in the form that carries its own modelling file, and written as a stock one after that.
+1 whatever the router says. That is as it should be in use, but no gradient reaches the router:
+training lets two experts answer, or takes the form that carries its own modelling file.
 """
 
 import hashlib
