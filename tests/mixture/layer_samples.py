@@ -107,7 +107,8 @@ def assembled(dense: Path, experts: list[Path], kind: MixtureKind, chosen: list[
     shared = kind.shared_layers
     if kind.level == "model":
         other = others[chosen[0]]
-        model.model.layers[shared:] = other.model.layers[shared:]
+        for index in range(shared, LAYERS):
+            model.model.layers[index] = other.model.layers[index]
         model.model.norm = other.model.norm
         model.lm_head = other.lm_head
         return model

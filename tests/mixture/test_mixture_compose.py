@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from layer_samples import batch, load, logits, routes, save
+from safetensors.torch import save_file
 
 import tiny
+from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import MixtureError
 from modelglue.mixture.compose import compose
 from modelglue.mixture.notation import MixtureKind
@@ -110,11 +112,18 @@ def test_every_expert_needs_prompts(tmp_path, experts):
 
 
 def test_an_adapter_may_be_an_expert(tmp_path, experts):
-    from peft import LoraConfig, get_peft_model
-
-    model = load(experts["words"])
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
-    adapted.save_pretrained(tmp_path / "adapter")
-    given = {"numbers": experts["numbers"], "words": f"{experts['words']}+{tmp_path / 'adapter'}"}
+    adapter, module = tmp_path / "adapter", "model.layers.1.mlp.up_proj"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    shapes = {"lora_A": (2, 32), "lora_B": (64, 2)}
+    save_file(
+        {f"base_model.model.{module}.{n}.weight": torch.ones(*s) for n, s in shapes.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    given = {"numbers": experts["numbers"], "words": f"{experts['words']}+{adapter}"}
     compose(given, PROMPTS, tmp_path / "out", kind=MixtureKind("block"))
-    assert config(tmp_path / "out")["modelglue"]["experts"] == ["numbers", "words"]
+    with Checkpoint.open(tmp_path / "out") as mixed, Checkpoint.open(experts["words"]) as base:
+        found = mixed.read("dense.model.layers.1.experts.1.mlp.up_proj.weight")
+        before = base.read(f"{module}.weight")
+    assert torch.allclose(found, before + 4, atol=1e-6)  # B A = 2, α / r = 2

@@ -64,6 +64,20 @@ def named(kind):
     return f"{kind.short}-{kind.top_k}-{kind.shared_layers}"
 
 
+def cases(kinds, quick):
+    """Every family and kind; what is not quick is slow."""
+    return [
+        pytest.param(
+            family,
+            kind,
+            id=f"{family}-{named(kind)}",
+            marks=() if (family, kind) in quick else pytest.mark.slow,
+        )
+        for family in FAMILIES
+        for kind in kinds
+    ]
+
+
 def equals_dense(tmp_path, path, kind):
     mixed, model = load(mixture(tmp_path / "out", path, [path] * 3, kind)), load(path)
     inputs = batch(PROMPTS)
@@ -74,26 +88,31 @@ def equals_dense(tmp_path, path, kind):
     assert written(mixed, batch(PROMPTS[1:2])) == expected[1:2]
 
 
-@pytest.mark.parametrize("kind", [FFN_TOKEN, FFN_SAMPLE, BLOCK, STACK], ids=named)
-@pytest.mark.parametrize("family", FAMILIES)
+KINDS = [FFN_TOKEN, FFN_SAMPLE, BLOCK, STACK, *OTHERS]
+QUICK = [
+    *((family, BLOCK) for family in FAMILIES),
+    *((family, FFN_TOKEN) for family in ("gemma2", "phi3", "olmo2")),
+    *(("llama", kind) for kind in KINDS),
+    ("qwen2", STACK),
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), cases(KINDS, QUICK))
 def test_identical_experts_equal_the_dense_model(tmp_path, dense, family, kind):
     equals_dense(tmp_path, dense(family), kind)
 
 
-@pytest.mark.parametrize("kind", OTHERS, ids=named)
-def test_identical_experts_equal_the_dense_model_for_every_kind(tmp_path, dense, kind):
-    equals_dense(tmp_path, dense("llama"), kind)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", OTHERS, ids=named)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
-def test_identical_experts_equal_the_dense_model_in_all_cases(tmp_path, dense, family, kind):
-    equals_dense(tmp_path, dense(family), kind)
-
-
-@pytest.mark.parametrize("kind", [FFN_SAMPLE, BLOCK, STACK], ids=named)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    cases(
+        [FFN_SAMPLE, BLOCK, STACK],
+        [
+            *((family, BLOCK) for family in ("llama", "mistral", "gemma3_text")),
+            ("gemma2", FFN_SAMPLE),
+            ("qwen2", STACK),
+        ],
+    ),
+)
 def test_each_row_is_answered_by_the_parts_it_goes_to(tmp_path, dense, experts, family, kind):
     path, others = dense(family), experts(family)
     mixed = load(mixture(tmp_path / "out", path, others, kind, seed=3))

@@ -71,7 +71,14 @@ def mixed(tmp_path, models):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [*((family, BLOCK) for family in FAMILIES), ("qwen2", STACK), ("llama", FFN_SAMPLE)],
+    [
+        *(
+            pytest.param(f, BLOCK, marks=() if f in ("qwen2", "gemma3_text") else pytest.mark.slow)
+            for f in FAMILIES
+        ),
+        ("qwen2", STACK),
+        ("llama", FFN_SAMPLE),
+    ],
 )
 def test_saved_again_in_shards_it_is_the_same(tmp_path, mixed, family, kind):
     model = load(mixed(family, kind))
@@ -207,7 +214,8 @@ def test_likelihoods_are_routed_on_the_context(mixed, models):
 def test_parameters_at_work_are_told(mixed):
     model = HuggingFaceModel.load(mixed("llama", BLOCK))
     parts = [p.numel() for n, p in model.module.named_parameters() if ".experts." in n]
-    assert model.parameters_stored - model.parameters_active == pytest.approx(sum(parts) * 2 / 3)
+    idle = model.parameters_stored - model.parameters_active
+    assert idle == pytest.approx(sum(parts) * 2 / 3, rel=1e-3)  # each tensor is rounded
 
 
 @pytest.fixture

@@ -43,8 +43,26 @@ def loss(model):
     return model(**inputs, labels=labels)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.level}-{kind.input}")
-@pytest.mark.parametrize("family", FAMILIES)
+def named(kind):
+    return f"{kind.level}-{kind.input}"
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        pytest.param(
+            family,
+            kind,
+            id=f"{family}-{named(kind)}",
+            # Families with a norm after the feed-forward module, and one of the others.
+            marks=()
+            if family == "llama" or (family in ("gemma2", "olmo2") and kind.level == "ffn")
+            else pytest.mark.slow,
+        )
+        for family in FAMILIES
+        for kind in KINDS
+    ],
+)
 def test_gradient_reaches_every_router_with_one_expert_at_work(mixed, family, kind):
     model = mixed(family, kind).train()
     loss(model).loss.backward()
@@ -53,7 +71,7 @@ def test_gradient_reaches_every_router_with_one_expert_at_work(mixed, family, ki
     assert all(gradient.norm() > 1e-5 for gradient in gradients)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.level}-{kind.input}")
+@pytest.mark.parametrize("kind", KINDS, ids=named)
 def test_the_way_of_the_gradient_changes_no_value(mixed, kind):
     model = mixed("llama", kind).train()
     found = loss(model).logits
@@ -61,13 +79,13 @@ def test_the_way_of_the_gradient_changes_no_value(mixed, kind):
         assert torch.equal(loss(model.eval()).logits, found)
 
 
-@pytest.mark.parametrize("kind", KINDS[:3], ids=lambda kind: f"{kind.level}-{kind.input}")
+@pytest.mark.parametrize("kind", KINDS[:3], ids=named)
 def test_gradient_checkpointing_changes_no_gradient(mixed, kind):
     model = mixed("gemma2", kind).train()
     found = []
     for again in (False, True):
         if again:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable()
         model.zero_grad()
         loss(model).loss.backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])

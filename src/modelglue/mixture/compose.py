@@ -10,6 +10,7 @@ Whatever keeps the models from being mixed is found before a router is made or a
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import materialise, open_checkpoint
@@ -100,7 +101,7 @@ def compose(
         in_stock = _fits_stock(chosen, base, kind)
         if not in_stock:
             check_layers(chosen, base, kind=kind)
-        given = {"bias": not in_stock, "seed": seed, "device": device}
+        given: dict[str, Any] = {"bias": not in_stock, "seed": seed, "device": device}
         routers: Sequence[Router]
         if scores is not None:
             routers = initialise_from_scores(base, kind, scores, **given)

@@ -193,14 +193,14 @@ class RoutedCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self._is_shared = is_shared
 
     @property
-    def _any(self) -> Any:
-        # All parts have read the same number of columns.
+    def some_part(self) -> Any:
+        """Any of them: all have read the same number of columns."""
         return next(iter(self.parts.values()))
 
     @property
     def is_sliding(self) -> Any:
         """As the layer that it stands for."""
-        return getattr(self._any, "is_sliding", False)
+        return getattr(self.some_part, "is_sliding", False)
 
     @property
     def is_croppable(self) -> bool:
@@ -212,19 +212,21 @@ class RoutedCacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take in keys and values of all rows."""
-        return self._any.update(key_states, value_states, *args, **kwargs)
+        return self.some_part.update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> Any:
         """How many columns were read."""
-        return self._any.get_seq_length()
+        return self.some_part.get_seq_length()
 
     def get_mask_sizes(self, query_length: int) -> Any:
         """(columns, the first of them)."""
-        return self._any.get_mask_sizes(query_length)
+        return self.some_part.get_mask_sizes(query_length)
 
     def get_max_length(self) -> Any:
         """The most columns, −1 for no limit."""
-        return self._any.get_max_length()
+        return self.some_part.get_max_length()
+
+    get_max_cache_shape = get_max_length  # what transformers called it before
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; routes stay."""
@@ -248,7 +250,7 @@ class RoutedCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.choice is None:
             return
         if self._is_shared:
-            self._any.reorder_cache(beam_idx)
+            self.some_part.reorder_cache(beam_idx)
         else:
             owner = self.choice.experts[:, 0]
             place = torch.zeros_like(owner)  # of a row among its expert's
@@ -388,25 +390,26 @@ class MixedFeedForward(nn.Module):
         if choice is None:
             choice = routing.decide(self.router, routing.pooled(states), self._top_k)
             if (slot := routing.slot(self._index)) is not None:
-                slot = slot._any if isinstance(slot, RoutedCacheLayer) else slot
+                slot = slot.some_part if isinstance(slot, RoutedCacheLayer) else slot
                 routing.cache.layers[self._index] = RoutedCacheLayer(
                     choice.kept(), {0: slot}, is_shared=True
                 )
         return choice
 
     def _mixed(self, units: Tensor, choice: Choice) -> Tensor:
-        mixed = None
+        mixed: Tensor | None = None
         for expert, rows, places in choice.groups:
-            is_whole = rows is None or len(rows) == len(units)
-            out = self.experts[expert](units if is_whole else units[rows]).to(units.device)
+            some = None if rows is None or len(rows) == len(units) else rows
+            out: Tensor = self.experts[expert](units if some is None else units[some])
+            out = out.to(units.device)
             if choice.weights is not None and not self._weighs_later:
                 weights = choice.weights if rows is None else choice.weights[rows, places]
                 out = out * weights.reshape(-1, 1, 1).to(out.dtype)
-            if is_whole:
+            if some is None:
                 mixed = out if mixed is None else mixed + out
             else:
                 mixed = torch.zeros_like(units) if mixed is None else mixed
-                mixed = mixed.index_add(0, rows, out.to(mixed.dtype))
+                mixed = mixed.index_add(0, some, out.to(mixed.dtype))
         assert mixed is not None
         return mixed
 
@@ -441,8 +444,12 @@ class MixedLayer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # what a model asks of its layers, its kind of attention, say
-            return getattr(super().__getattr__("experts")[0], name)
+        except AttributeError:
+            if name.startswith("_"):  # hooks and such are no expert's
+                raise
+            # What a model asks of its layers: its kind of attention, say.
+            experts: Any = super().__getattr__("experts")
+            return getattr(experts[0], name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the stock layer takes and returns."""
@@ -497,7 +504,7 @@ class MixedLayer(nn.Module):
         if isinstance(slot, RoutedCacheLayer):
             if slot.choice is not None:
                 return slot
-            slot = slot._any  # emptied by `reset`
+            slot = slot.some_part  # emptied by `reset`
         if slot.get_seq_length() > 0:
             raise ValueError(
                 "past_key_values was filled by another model; a mixture routes a prompt when it "
@@ -680,8 +687,9 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
 
     def __init__(self, config: ModelglueMixtureConfig) -> None:
         super().__init__(config)
+        asked = config.text_config._attn_implementation
         self.dense = AutoModelForCausalLM.from_config(config.text_config)
-        self.surroundings = nn.ModuleDict(mix_experts(self.dense, config))
+        self.surroundings = nn.ModuleDict(mix_experts(self.dense, config, attention=asked))
         self.post_init()
 
     def forward(
@@ -705,7 +713,8 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
             use_cache = bool(getattr(text, "use_cache", True)) and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=text)
-        columns = (inputs_embeds if input_ids is None else input_ids).shape[1]
+        given: Any = inputs_embeds if input_ids is None else input_ids
+        columns = given.shape[1]
         is_flat = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
         real = attention_mask[:, -columns:] if is_flat else None
         wants = [kwargs.get(key) or getattr(text, key, False) for key in _WHOLE]
@@ -822,8 +831,14 @@ def load_balance(logits: Tensor, top_k: int, real: Tensor | None) -> Tensor:
     return logits.shape[1] * (chosen.mean(dim=0) / top_k * probabilities.mean(dim=0)).sum()
 
 
-def mix_experts(dense: PreTrainedModel, config: ModelglueMixtureConfig) -> dict[str, Surroundings]:
+def mix_experts(
+    dense: PreTrainedModel, config: ModelglueMixtureConfig, *, attention: str | None = None
+) -> dict[str, Surroundings]:
     """Put experts, copies of the dense model's own parts, and routers into it.
+
+    Args:
+        attention: the implementation that was asked for; sdpa is no more than a default, which not
+            all architectures have.
 
     Returns:
         What experts of other architecture need, by their number.
@@ -836,8 +851,8 @@ def mix_experts(dense: PreTrainedModel, config: ModelglueMixtureConfig) -> dict[
         if other is not None:
             others[expert] = AutoModelForCausalLM.from_config(
                 AutoConfig.for_model(**other),
-                attn_implementation=text._attn_implementation,
                 dtype=dense.dtype,
+                **({} if attention in (None, "sdpa") else {"attn_implementation": attention}),
             ).base_model
     theirs = {
         expert: find_layers(other, text.num_hidden_layers)[0] for expert, other in others.items()

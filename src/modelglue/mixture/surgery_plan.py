@@ -153,7 +153,7 @@ class _Planner:
         """A layer's path in an expert of another architecture."""
         if str(expert) not in self._model.surroundings:
             return path
-        base = self._model.surroundings[str(expert)].base
+        base: Any = self._model.surroundings[str(expert)].base
         _, layers = find_layers(base, base.config.num_hidden_layers)
         number = path.rpartition(".")[2]
         return f"{base.base_model_prefix}.{layers}.{number}"
