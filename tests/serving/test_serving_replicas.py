@@ -68,14 +68,14 @@ def test_beyond_what_replicas_take_requests_wait_and_beyond_the_queue_they_are_r
         leased = [await replicas.lease() for _ in range(2)]
         waiting = [asyncio.create_task(replicas.lease()) for _ in range(2)]
         await asyncio.sleep(0)
-        assert replicas.waiting == 2
+        assert replicas.waiting() == 2
         with pytest.raises(Refusal) as caught:
             await replicas.lease()
         assert caught.value.status == 429
         for replica in leased:
             replicas.release(replica)
         await asyncio.gather(*waiting)
-        assert (replicas.waiting, replicas.all[0].active) == (0, 2)
+        assert (replicas.waiting(), replicas.all[0].active) == (0, 2)
 
     asyncio.run(run())
 

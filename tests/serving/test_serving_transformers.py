@@ -28,7 +28,7 @@ Server = tuple[subprocess.Popen[bytes], str]
 
 @contextmanager
 def transformers_serve(model: Path) -> Iterator[Server]:
-    """A `transformers serve` that holds one model."""
+    """A `transformers serve` that holds one model; it takes a while until it answers."""
     with socket.create_server(("127.0.0.1", 0)) as line:
         port = line.getsockname()[1]
     words = [str(model), "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
@@ -39,6 +39,16 @@ def transformers_serve(model: Path) -> Iterator[Server]:
         stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
+    try:
+        yield program, address
+    finally:
+        program.kill()
+        program.wait()
+
+
+def ready(server: Server) -> Server:
+    """The server, when it answers."""
+    program, address = server
 
     def answers() -> bool:
         assert program.poll() is None
@@ -47,24 +57,21 @@ def transformers_serve(model: Path) -> Iterator[Server]:
         except httpx.ConnectError:
             return False
 
-    try:
-        until(answers, 120)
-        yield program, address
-    finally:
-        program.kill()
-        program.wait()
+    until(answers, 300)
+    return server
 
 
 @pytest.fixture(scope="module")
 def upstreams(expert_folders: Mapping[str, Path]) -> Iterator[dict[str, list[Server]]]:
     """Two servers of `numbers`, one of `words`."""
     with ExitStack() as stack:
-        yield {
+        started = {
             name: [
                 stack.enter_context(transformers_serve(expert_folders[name])) for _ in range(count)
             ]
             for name, count in (("numbers", 2), ("words", 1))
         }
+        yield {name: [ready(server) for server in servers] for name, servers in started.items()}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +148,8 @@ def test_a_stock_mixture_is_served_as_it_is(
     out = tmp_path / "stock"
     write_stock(out, experts, experts["numbers"], routers, kind=MixtureKind("ffn", input="token"))
     alone = HuggingFaceModel.load(out)
-    with transformers_serve(out) as (_, served):
+    with transformers_serve(out) as server:
+        _, served = ready(server)
         reply = client(served, timeout=120).completions.create(
             model=str(out), prompt="Q: 12", max_tokens=8, temperature=0
         )

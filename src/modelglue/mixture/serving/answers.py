@@ -49,19 +49,19 @@ class Answers:
         except ClientGone:
             trace.status, trace.error = 499, "client_gone"
         except TimeoutError:
-            refusal = Refusal(504, f"no whole answer in {seconds:g} s", code="timeout")
-            await _refuse(refusal, trace, receive, sender)
+            late = Refusal(504, f"no whole answer in {seconds:g} s", code="timeout")
+            await _refuse(late, trace, receive, sender)
         except Refusal as refusal:
             await _refuse(refusal, trace, receive, sender)
         except asyncio.CancelledError:
             # The server may wait no longer; what streams is to end as what broke off does.
-            refusal = Refusal(503, "the server is stopping", code="stopping", retry_after=1)
-            await _refuse(refusal, trace, receive, sender)
+            stopping = Refusal(503, "the server is stopping", code="stopping", retry_after=1)
+            await _refuse(stopping, trace, receive, sender)
             raise
         except Exception:  # noqa: BLE001  (a request that fails is not to end the server)
             access.note_failure(trace)
-            refusal = Refusal(500, f"the server failed at request {trace.id}", code="server_error")
-            await _refuse(refusal, trace, receive, sender)
+            failed = Refusal(500, f"the server failed at request {trace.id}", code="server_error")
+            await _refuse(failed, trace, receive, sender)
         finally:
             self._gateway.metrics.note(trace)
             access.note(trace, client=scope.get("client"))

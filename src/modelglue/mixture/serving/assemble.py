@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -83,11 +84,11 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         expert: LocalExpert(expert, pool, longest=longest) for expert in local
     }
     for expert in local:
-        metrics.waiting.labels(expert).set_function(lambda expert=expert: pool.waiting(expert))
+        metrics.waiting.labels(expert).set_function(partial(pool.waiting, expert))
     for upstream in elsewhere.experts:
         group = groups[upstream.name]
         backends[upstream.name] = _elsewhere(upstream, group, client, elsewhere, metrics)
-        metrics.waiting.labels(upstream.name).set_function(lambda group=group: group.waiting)
+        metrics.waiting.labels(upstream.name).set_function(group.waiting)
     # One thread: a tokenizer is not to be used by two.
     routing = ThreadPoolExecutor(1, thread_name_prefix="route")
 

@@ -72,7 +72,6 @@ class Replicas:
         """How many get requests."""
         return sum(replica.live for replica in self.all)
 
-    @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._waiting)
