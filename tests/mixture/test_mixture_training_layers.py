@@ -24,6 +24,7 @@ from modelglue.mixture.training_layers import (
     train_layers,
 )
 from modelglue.mixture.training_samples import Sample
+from modelglue.mixture.training_scales import calm
 from modelglue.mixture.training_trainer import Row, batch_of
 
 KINDS = {
@@ -39,7 +40,7 @@ QUICK = LayerSettings(steps=12, rows=4, length=32, rate=0.02, save_every=4)
 
 @pytest.fixture(scope="module")
 def specialists(tmp_path_factory) -> dict[str, Path]:
-    """Three models of one family, each trained for seconds on its own sort of text."""
+    """Three models of one family, their feed-forward parts trained on texts of their own sort."""
     root = tmp_path_factory.mktemp("specialists")
     base = tiny.save_model(root / "base", seed=0, num_hidden_layers=3)
     return {name: trained_on(PROMPTS[name], base, root / name) for name in PROMPTS}
@@ -51,8 +52,9 @@ def trained_on(texts, base, path):
     longest = max(map(len, ids))
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
     labels = tokens.masked_fill(tokens == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(30):
+    own = [parameter for name, parameter in model.named_parameters() if ".mlp." in name]
+    optimizer = torch.optim.AdamW(own, lr=2e-2)
+    for _ in range(40):
         optimizer.zero_grad()
         model(tokens, labels=labels).loss.backward()
         optimizer.step()
@@ -85,7 +87,7 @@ def test_training_lowers_the_loss_and_changes_routers_alone(tmp_path, specialist
     before = {path: path.read_bytes() for path in given.iterdir()}
     told = []
     settings = LayerSettings(
-        steps=40, rows=8, length=32, rate=0.05, balance=0.0, stop=0.2, report=0.2
+        steps=40, rows=8, length=32, rate=0.3, balance=0.0, stop=0.2, report=0.2
     )
     done = train_layers(
         given, tmp_path / "out", samples(), settings=settings, progress=lambda *at: told.append(at)
@@ -116,8 +118,9 @@ def test_the_gradient_reaches_every_router_at_top_1(tmp_path, specialists):
     for name in ("B-L-S", "F-L-S", "M-L-S"):
         given = mixture(specialists, tmp_path / name, KINDS[name])
         module = HuggingFaceModel.load(given).module.train()
-        batch = batch_of([Row((5, 6, 7, 8), 1, 4), Row((9, 10), 1, 2)], routing_mask=True)
-        module(**batch).loss.backward()
+        rows = list(rows_of(samples()[:6], HuggingFaceModel.load(given).encoder, 32))
+        calm(module, router_parameters(module), rows)
+        module(**batch_of(rows, routing_mask=True)).loss.backward()
         for parameter in router_parameters(module).values():
             assert parameter.grad is not None
             assert float(parameter.grad.abs().max()) > 1e-7
@@ -128,7 +131,7 @@ def test_a_stock_mixture_with_one_expert_a_token_learns_with_two_at_work(tmp_pat
     config = AutoConfig.from_pretrained(given)
     assert config.model_type == "mixtral"
     settings = LayerSettings(
-        steps=40, rows=8, length=32, rate=0.05, balance=0.0, stop=0.2, report=0.2
+        steps=40, rows=8, length=32, rate=0.3, balance=0.0, stop=0.2, report=0.2
     )
     done = train_layers(given, tmp_path / "out", samples(), settings=settings)
     assert done.routers == 3
@@ -138,6 +141,37 @@ def test_a_stock_mixture_with_one_expert_a_token_learns_with_two_at_work(tmp_pat
     assert changed == (
         {name for name in old if name.endswith(".gate.weight")} if done.kept else set()
     )
+
+
+def test_calming_leaves_routes_as_they_are_and_makes_steps_alike(tmp_path, specialists):
+    given = mixture(specialists, tmp_path / "given", KINDS["B-M-S"])
+    loaded = HuggingFaceModel.load(given)
+    module, routers = loaded.module, router_parameters(loaded.module)
+    with torch.no_grad():
+        for name, parameter in routers.items():
+            if ".2." in name:
+                parameter.mul_(1e4)
+    rows = list(rows_of(samples(), loaded.encoder, 32))
+
+    def routes():
+        batch = batch_of(rows, routing_mask=True)
+        del batch["labels"]
+        with torch.no_grad():
+            told = module(**batch, use_cache=False, output_router_logits=True).router_logits
+        return torch.stack(told)
+
+    before = routes()
+    rates = calm(module, routers, rows)
+    after = routes()
+    assert torch.equal(before.argmax(dim=-1), after.argmax(dim=-1))
+    top = after[:, :32].topk(2, dim=-1).values
+    assert (top[..., 0] - top[..., 1]).median(dim=1).values.tolist() == pytest.approx(
+        [2] * 3, rel=0.2
+    )
+    assert rates.keys() == routers.keys()
+    # The states of a tiny model are small, so the steps on them are large.
+    first = min(rates[name] for name in rates if name.endswith(".0.weight"))
+    assert first > rates[next(name for name in rates if name.endswith(".0.bias"))]
 
 
 class Killed(BaseException):

@@ -2,17 +2,18 @@
 
 transformers' Trainer on the checkpoint as it is loaded anywhere: cross entropy of the texts, plus
 the load-balancing loss, under a cosine schedule. With one expert a token or sample the weight of
-the choice is 1 whatever the router says; our own modelling file lets the gradient through all the
-same (1 + p − p.detach()), and stock classes, which don't, are trained with two experts at work.
+the choice is 1 whatever the router says. Our own modelling file lets the gradient through all the
+same (1 + p − p.detach()), and experts are drawn by their probability while it is trained, so that
+each is tried; stock classes, which let nothing through, are trained with two experts at work.
 
 Only routers are trained, saved and written: everything else is compared bit for bit afterwards and
 copied byte for byte. A training that was killed goes on from the Trainer's last checkpoint.
 """
 
-import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -30,10 +31,15 @@ from modelglue.mixture import modeling_modelglue as _registered  # noqa: F401
 from modelglue.mixture.folder import require_absent
 from modelglue.mixture.training_report import BeforeAfter, compare
 from modelglue.mixture.training_samples import Sample, parted
-from modelglue.mixture.training_trainer import Row, batch_of, train_routers
+from modelglue.mixture.training_scales import calm, exploring, router_of
+from modelglue.mixture.training_trainer import (
+    IGNORED,
+    Row,
+    batch_of,
+    takes_routing_mask,
+    train_routers,
+)
 from modelglue.mixture.training_write import stored_names, write_with
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class LayerSettings:
         steps: of the optimiser.
         rows: sequences a step.
         length: of a sequence, in tokens; longer documents go on in further ones.
-        rate: the highest learning rate, of AdamW.
+        rate: the highest learning rate, of AdamW, for what has width and spread 1; see
+            `training_scales`.
         warmup: the share of the steps in which the rate rises; then it falls along a cosine.
         balance: weight of the load-balancing loss.
         save_every: steps between checkpoints of the training.
@@ -56,7 +63,7 @@ class LayerSettings:
     steps: int = 300
     rows: int = 8
     length: int = 256
-    rate: float = 1e-3
+    rate: float = 0.05
     warmup: float = 0.05
     balance: float = 0.01
     save_every: int = 50
@@ -142,9 +149,18 @@ def train_layers(
     frozen = _digest(module, routers)
     work = out.parent / f".{out.name}.training"
     asked = {"model": fingerprint, "settings": asdict(settings), "texts": _digest_of(fit)}
-    with _two_at_work(module):
+    rates = calm(module, routers, fit)
+    with _at_work(module, routers):
         resumed = train_routers(
-            module, routers, fit, work, asked, settings, device=device, progress=progress
+            module,
+            routers,
+            rates,
+            fit,
+            work,
+            asked,
+            settings,
+            device=device,
+            progress=progress,
         )
     if _digest(module, routers) != frozen:
         raise RunError("training changed more than the routers; nothing was written")
@@ -164,8 +180,8 @@ def train_layers(
         {names[name]: tensor for name, tensor in (new if kept else start).items()},
         note={"kept": kept, "steps": settings.steps, **told.to_json()},
     )
-    _remove(work)
-    return LayerTraining(out, len({_router_of(name) for name in routers}), kept, resumed, told)
+    shutil.rmtree(work, ignore_errors=True)
+    return LayerTraining(out, len({router_of(name) for name in routers}), kept, resumed, told)
 
 
 def router_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -208,7 +224,7 @@ def losses(module: Any, rows: Sequence[Row], at_once: int) -> np.ndarray[Any, np
         batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logs = module(**batch, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
-        counted = labels != _IGNORED
+        counted = labels != IGNORED
         told = logs.gather(2, labels.clamp_min(0)[:, :, None])[:, :, 0]
         found += (-(told * counted).double().sum(dim=1)).tolist()
     module.train(was_training)
@@ -217,22 +233,25 @@ def losses(module: Any, rows: Sequence[Row], at_once: int) -> np.ndarray[Any, np
     return np.array(found)
 
 
-def takes_routing_mask(module: Any) -> bool:
-    """Whether it can be said which tokens a route is decided on."""
-    return "routing_mask" in inspect.signature(module.forward).parameters
-
-
 @contextmanager
-def _two_at_work(module: torch.nn.Module) -> Iterator[None]:
-    """Let a stock class use two experts for a token: with one its routers get no gradient."""
-    stock = not takes_routing_mask(module)
-    single = [part for part in module.modules() if stock and getattr(part, "top_k", None) == 1]
-    for part in single:
+def _at_work(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Where one expert answers, let others be tried.
+
+    A stock class gives its routers no gradient then, so that two answer while it is trained; our
+    own does, and draws the one.
+    """
+    if takes_routing_mask(module):
+        single = module.config.num_experts_per_tok == 1
+        with exploring(module, routers) if single else nullcontext():
+            yield
+        return
+    parts = [part for part in module.modules() if getattr(part, "top_k", None) == 1]
+    for part in parts:
         part.top_k = 2  # type: ignore[assignment]
     try:
         yield
     finally:
-        for part in single:
+        for part in parts:
             part.top_k = 1  # type: ignore[assignment]
 
 
@@ -248,13 +267,3 @@ def _digest(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> str:
 
 def _digest_of(rows: Sequence[Row]) -> str:
     return blake2b(json.dumps([asdict(row) for row in rows]).encode(), digest_size=16).hexdigest()
-
-
-def _router_of(name: str) -> str:
-    return name.partition(".router.")[0].removesuffix(".gate.weight")
-
-
-def _remove(work: Path) -> None:
-    import shutil
-
-    shutil.rmtree(work, ignore_errors=True)

@@ -1,5 +1,6 @@
 """transformers' Trainer, for routers alone: small checkpoints, torn ones passed over."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from modelglue.mixture.training_layers import LayerSettings
 
 _ROUTERS = "routers.safetensors"
-_IGNORED = -100
+IGNORED = -100
+"""The label of a token that is not predicted."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def batch_of(rows: Sequence[Row], *, routing_mask: bool) -> dict[str, Tensor]:
     batch = {
         "input_ids": torch.zeros(len(rows), longest, dtype=torch.long),
         "attention_mask": torch.zeros(len(rows), longest, dtype=torch.long),
-        "labels": torch.full((len(rows), longest), _IGNORED),
+        "labels": torch.full((len(rows), longest), IGNORED),
     }
     seen = torch.zeros(len(rows), longest, dtype=torch.long)
     for place, row in enumerate(rows):
@@ -59,9 +61,15 @@ def batch_of(rows: Sequence[Row], *, routing_mask: bool) -> dict[str, Tensor]:
     return {**batch, "routing_mask": seen} if routing_mask else batch
 
 
+def takes_routing_mask(module: Any) -> bool:
+    """Whether it can be told which tokens a route is decided on."""
+    return "routing_mask" in inspect.signature(module.forward).parameters
+
+
 def train_routers(
     module: Any,
     routers: Mapping[str, nn.Parameter],
+    rates: Mapping[str, float],
     rows: Sequence[Row],
     work: Path,
     asked: Mapping[str, Any],
@@ -73,6 +81,7 @@ def train_routers(
     """Train in place; everything but the routers is frozen.
 
     Args:
+        rates: for each of the routers' parameters, what the learning rate is multiplied by.
         work: where the Trainer's checkpoints go, and from where a killed training goes on.
         asked: what is trained how on what; checkpoints of something else are thrown away.
 
@@ -94,7 +103,18 @@ def train_routers(
         raise InputError(f"training needs accelerate: pip install accelerate ({error})") from error
 
     class RouterTrainer(Trainer):  # type: ignore[misc]
-        """Saves and loads routers in the place of whole models."""
+        """Saves and loads routers in the place of whole models; each has its own rate."""
+
+        def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+            if self.optimizer is None:
+                self.optimizer = torch.optim.AdamW(
+                    [
+                        {"params": [parameter], "lr": settings.rate * rates[name]}
+                        for name, parameter in routers.items()
+                    ],
+                    weight_decay=0.0,
+                )
+            return self.optimizer
 
         def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
             folder = Path(output_dir or self.args.output_dir)
@@ -113,7 +133,7 @@ def train_routers(
                 progress(state.global_step, state.max_steps)
 
     last = _last_checkpoint(work, asked)
-    takes_mask = "routing_mask" in type(module).forward.__code__.co_varnames
+    takes_mask = takes_routing_mask(module)
     trained = {id(parameter) for parameter in routers.values()}
     for parameter in module.parameters():
         parameter.requires_grad_(id(parameter) in trained)
