@@ -19,7 +19,9 @@ from modelglue.cli import main
 from modelglue.merge.method import METHODS
 
 Run = Callable[..., int]
-COMMANDS = "demo glue inspect cluster merge search mix eval report minizoo methods stats".split()
+COMMANDS = (
+    "demo glue inspect cluster merge search mix serve eval report minizoo methods stats".split()
+)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from modelglue.mixture.serving.assemble import Settings, assemble
 from modelglue.mixture.serving.run import serve
 from modelglue.mixture.serving.settings import Limits, Timeouts
 
-LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "seed": 1}
+LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "temperature": 0}
 
 
 def test_without_the_right_key_nothing_is_answered(bundle: Bundle) -> None:
