@@ -115,15 +115,7 @@ def train_on_table(
         (table.features[list(part)].double(), table.losses[list(part)].double())
         for part in (parts.fit, parts.stop, parts.report)
     )
-    centre = fit[0].mean(dim=0)
-    scale = feature_scale(fit[0] - centre)
-    trained, steps = _minimise(
-        _moved(_calmed(router, fit[0]), centre, scale),
-        [((features - centre) / scale, losses) for features, losses in (fit, stop)],
-        settings,
-    )
-    moved = _moved(trained, -centre / scale, 1 / scale)
-    found = from_tensors({name: tensor.float() for name, tensor in moved.tensors().items()})
+    found, steps = fit_router(router, fit, stop, settings)
     kept = routed(found, *stop, top_k).mean() < routed(router, *stop, top_k).mean()
     result = found if kept else router
     best = int(torch.cat([fit[1], stop[1]]).mean(dim=0).argmin())
@@ -140,6 +132,32 @@ def train_on_table(
         single=float(report[1][:, best].mean()),
         oracle=float(report[1].amin(dim=1).mean()),
     )
+
+
+def fit_router(
+    router: Router,
+    fit: tuple[Tensor, Tensor],
+    stop: tuple[Tensor, Tensor],
+    settings: TableSettings,
+) -> tuple[Router, int]:
+    """The trained router, and after how many steps its held-out loss was lowest.
+
+    Args:
+        fit: features [samples, features] and losses [samples, experts] to train on.
+        stop: the same, held out.
+    """
+    centre = fit[0].double().mean(dim=0)
+    scale = feature_scale(fit[0].double() - centre)
+    trained, steps = _minimise(
+        _moved(_calmed(router, fit[0]), centre, scale),
+        [
+            ((features.double() - centre) / scale, losses.double())
+            for features, losses in (fit, stop)
+        ],
+        settings,
+    )
+    moved = _moved(trained, -centre / scale, 1 / scale)
+    return from_tensors({name: tensor.float() for name, tensor in moved.tensors().items()}), steps
 
 
 def routed(router: Router, features: Tensor, losses: Tensor, top_k: int = 1) -> Tensor:

@@ -5,6 +5,7 @@ the load-balancing loss, under a cosine schedule. With one expert a token or sam
 the choice is 1 whatever the router says. Our own modelling file lets the gradient through all the
 same (1 + p − p.detach()), and experts are drawn by their probability while it is trained, so that
 each is tried; stock classes, which let nothing through, are trained with two experts at work.
+Where one router decides for all layers no language model is trained: see `training_forced`.
 
 Only routers are trained, saved and written: everything else is compared bit for bit afterwards and
 copied byte for byte. A training that was killed goes on from the Trainer's last checkpoint.
@@ -24,21 +25,17 @@ import torch
 from torch import Tensor
 
 from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
-from modelglue.errors import MixtureError, RunError
+from modelglue.errors import InputError, MixtureError, RunError
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture import modeling_modelglue as _registered  # noqa: F401
 from modelglue.mixture.folder import require_absent
+from modelglue.mixture.training_forced import fit_by_table, is_model_level
 from modelglue.mixture.training_report import BeforeAfter, compare
+from modelglue.mixture.training_rows import Row, losses, rows_of, takes_routing_mask
 from modelglue.mixture.training_samples import Sample, parted
 from modelglue.mixture.training_scales import calm, exploring, router_of
-from modelglue.mixture.training_trainer import (
-    IGNORED,
-    Row,
-    batch_of,
-    takes_routing_mask,
-    train_routers,
-)
+from modelglue.mixture.training_trainer import train_routers
 from modelglue.mixture.training_write import stored_names, write_with
 
 
@@ -124,44 +121,28 @@ def train_layers(
     settings = settings or LayerSettings()
     loaded = HuggingFaceModel.load(model, device=device)
     module = loaded.module
-    routers = router_parameters(module)
-    if not routers:
+    if not router_parameters(module):
         raise MixtureError(f"{model} has no routers; train-router is for mixtures")
     with Checkpoint.open(model) as checkpoint:
-        names = stored_names(checkpoint, routers)
+        names = stored_names(checkpoint, router_parameters(module))
         stored = {name: checkpoint.read(kept).dtype for name, kept in names.items()}
-        fingerprint = checkpoint.fingerprint()
-    if any(parameter.dtype != torch.float32 for parameter in routers.values()):
+        asked = {"model": checkpoint.fingerprint(), "settings": asdict(settings)}
+    if any(parameter.dtype != torch.float32 for parameter in router_parameters(module).values()):
         module.float()  # small steps vanish in half precision
-        routers = router_parameters(module)
-    parts = parted(
-        [sample.routed_on for sample in samples],
-        seed=settings.seed,
-        stop=settings.stop,
-        report=settings.report,
-    )
-    fit, stop, report = (
-        list(rows_of([samples[i] for i in part], loaded.encoder, settings.length))
-        for part in (parts.fit, parts.stop, parts.report)
-    )
+    routers = router_parameters(module)
+    fit, stop, report = _rows(samples, loaded.encoder, settings)
     before = [losses(module, rows, settings.rows) for rows in (stop, report)]
     start = {name: parameter.detach().clone() for name, parameter in routers.items()}
     frozen = _digest(module, routers)
-    work = out.parent / f".{out.name}.training"
-    asked = {"model": fingerprint, "settings": asdict(settings), "texts": _digest_of(fit)}
-    rates = calm(module, routers, fit)
-    with _at_work(module, routers):
-        resumed = train_routers(
-            module,
-            routers,
-            rates,
-            fit,
-            work,
-            asked,
-            settings,
-            device=device,
-            progress=progress,
-        )
+    work, resumed = out.parent / f".{out.name}.training", 0
+    if is_model_level(module):
+        fit_by_table(module, routers, fit, stop, settings)
+    else:
+        asked["texts"] = _digest_of(fit)
+        rates = calm(module, routers, fit)
+        with _at_work(module, routers):
+            told = {"device": device, "progress": progress}
+            resumed = train_routers(module, routers, rates, fit, work, asked, settings, **told)
     if _digest(module, routers) != frozen:
         raise RunError("training changed more than the routers; nothing was written")
     with torch.no_grad():
@@ -169,19 +150,18 @@ def train_layers(
             parameter.copy_(parameter.to(stored[name]))
     after = [losses(module, rows, settings.rows) for rows in (stop, report)]
     kept = bool(after[0].sum() < before[0].sum())
-    if not kept:
-        after = before
     counts = np.array([row.counted for row in report], dtype=np.float64)
-    told = compare(before[1], after[1], counts, unit="nats a token", seed=settings.seed)
-    new = {name: parameter.detach().cpu() for name, parameter in routers.items()}
+    found = compare(
+        before[1], (after if kept else before)[1], counts, unit="nats a token", seed=settings.seed
+    )
     write_with(
         model,
         out,
-        {names[name]: tensor for name, tensor in (new if kept else start).items()},
-        note={"kept": kept, "steps": settings.steps, **told.to_json()},
+        {names[name]: tensor for name, tensor in (routers if kept else start).items()},
+        note={"kept": kept, "steps": settings.steps, **found.to_json()},
     )
     shutil.rmtree(work, ignore_errors=True)
-    return LayerTraining(out, len({router_of(name) for name in routers}), kept, resumed, told)
+    return LayerTraining(out, len({router_of(name) for name in routers}), kept, resumed, found)
 
 
 def router_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -193,44 +173,23 @@ def router_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def rows_of(samples: Sequence[Sample], encoder: Encoder, length: int) -> Iterator[Row]:
-    """What is read of the samples: sequences of `length` tokens at most, none of a single one.
-
-    A prompt that leaves no room loses its beginning.
-    """
-    length = min(length, encoder.max_length)
-    for sample in samples:
-        (tokens,) = encoder.encode([sample.prompt + sample.text])
-        if not sample.prompt:
-            for begin in range(0, len(tokens), length):
-                piece = tokens[begin : begin + length]
-                if len(piece) > 1:
-                    yield Row(piece, 1, len(piece))
-            continue
-        start = len(encoder.encode([sample.prompt])[0])
-        cut = max(0, len(tokens) - length)
-        if cut < start < len(tokens):
-            yield Row(tokens[cut:], start - cut, start - cut)
-
-
-@torch.inference_mode()
-def losses(module: Any, rows: Sequence[Row], at_once: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The summed loss of each row, in nats, [rows]."""
-    was_training, found = module.training, []
-    module.eval()
-    takes_mask = takes_routing_mask(module)
-    for begin in range(0, len(rows), at_once):
-        batch = batch_of(rows[begin : begin + at_once], routing_mask=takes_mask)
-        batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        logs = module(**batch, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
-        counted = labels != IGNORED
-        told = logs.gather(2, labels.clamp_min(0)[:, :, None])[:, :, 0]
-        found += (-(told * counted).double().sum(dim=1)).tolist()
-    module.train(was_training)
-    if not np.isfinite(found).all():
-        raise MixtureError("the mixture's loss is NaN or infinite before or after training")
-    return np.array(found)
+def _rows(
+    samples: Sequence[Sample], encoder: Encoder, settings: LayerSettings
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Rows to train on, to stop by, and to report on."""
+    parts = parted(
+        [sample.routed_on for sample in samples],
+        seed=settings.seed,
+        stop=settings.stop,
+        report=settings.report,
+    )
+    fit, stop, report = (
+        list(rows_of([samples[i] for i in part], encoder, settings.length))
+        for part in (parts.fit, parts.stop, parts.report)
+    )
+    if not (fit and stop and report):
+        raise InputError("too few of the texts have 2 tokens or more; give more text")
+    return fit, stop, report
 
 
 @contextmanager

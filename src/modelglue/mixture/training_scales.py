@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelglue.mixture.training_trainer import Row, batch_of, takes_routing_mask
+from modelglue.mixture.training_rows import Row, batch_of, takes_routing_mask
 
 _ROWS = 32
 _SURE = 2.0

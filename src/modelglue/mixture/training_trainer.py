@@ -1,69 +1,23 @@
 """transformers' Trainer, for routers alone: small checkpoints, torn ones passed over."""
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from modelglue.errors import InputError, NonFiniteOutput
 from modelglue.journal import read_json, write_json
+from modelglue.mixture.training_rows import Row, batch_of, takes_routing_mask
 
 if TYPE_CHECKING:
     from modelglue.mixture.training_layers import LayerSettings
 
 _ROUTERS = "routers.safetensors"
-IGNORED = -100
-"""The label of a token that is not predicted."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A sequence to train on.
-
-    Attributes:
-        tokens: all of them.
-        start: the first one that is predicted; 1 at least.
-        routed: how many of the first tokens a sample's route is decided on.
-    """
-
-    tokens: tuple[int, ...]
-    start: int
-    routed: int
-
-    @property
-    def counted(self) -> int:
-        """How many tokens are predicted."""
-        return len(self.tokens) - self.start
-
-
-def batch_of(rows: Sequence[Row], *, routing_mask: bool) -> dict[str, Tensor]:
-    """Rows padded on the right, as a model takes them; padding and prompts have no label."""
-    longest = max(len(row.tokens) for row in rows)
-    batch = {
-        "input_ids": torch.zeros(len(rows), longest, dtype=torch.long),
-        "attention_mask": torch.zeros(len(rows), longest, dtype=torch.long),
-        "labels": torch.full((len(rows), longest), IGNORED),
-    }
-    seen = torch.zeros(len(rows), longest, dtype=torch.long)
-    for place, row in enumerate(rows):
-        end = len(row.tokens)
-        batch["input_ids"][place, :end] = torch.tensor(row.tokens)
-        batch["attention_mask"][place, :end] = 1
-        batch["labels"][place, row.start : end] = torch.tensor(row.tokens[row.start :])
-        seen[place, : row.routed] = 1
-    return {**batch, "routing_mask": seen} if routing_mask else batch
-
-
-def takes_routing_mask(module: Any) -> bool:
-    """Whether it can be told which tokens a route is decided on."""
-    return "routing_mask" in inspect.signature(module.forward).parameters
 
 
 def train_routers(
