@@ -30,12 +30,15 @@ def mix(
     from modelglue.mixture.config import load_mixture
 
     mixture = load_mixture(config, kind=kind)
-    where = {"out": out, "device": device or "cpu"}
+    given = {**mixture.arguments(), "out": out, "device": device or "cpu"}
     if mixture.is_bundle:
-        from modelglue.mixture.mix import mix as make
+        from modelglue.mixture.mix import mix as put_together
+
+        summary = put_together(**given)
     else:
-        from modelglue.mixture.compose import compose as make
-    summary = make(**mixture.arguments(), **where)
+        from modelglue.mixture.compose import compose
+
+        summary = compose(**given)
     if as_json:
         print_json(summary.to_json())
     else:

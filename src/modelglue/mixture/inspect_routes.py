@@ -138,7 +138,7 @@ def _nearest(bundle: Bundle, texts: Sequence[str]) -> list[tuple[Near, ...]]:
     else:
         order = similarity.argsort(dim=1, descending=True, stable=True)[:, :NEAREST]
     return [
-        tuple(Near(*known[i], float(similarity[row, i])) for i in places)
+        tuple(Near(known[i][0], known[i][1], float(similarity[row, i])) for i in places)
         for row, places in enumerate(order.tolist())
     ]
 

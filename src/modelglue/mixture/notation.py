@@ -98,7 +98,7 @@ def parse_kind(value: object, *, where: str, problems: list[str]) -> MixtureKind
                 f"{where}.{key}: {word!r} is none of {', '.join(CHOICES[key])}"
                 f"{nearest(str(word), CHOICES[key])}"
             )
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for key, least in (("top_k", 1), ("shared_layers", 0)):
         number = value.get(key)
         if number is None:

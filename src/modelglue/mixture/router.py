@@ -136,7 +136,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Router:
         fits = len(first) == len(second) == 2 and first[0] == second[1]
         if fits and (shapes["0.bias"], shapes["2.bias"]) == (first[:1], second[:1]):
             return MLPRouter(
-                *(tensors[name] for name in ("0.weight", "0.bias", "2.weight", "2.bias"))
+                tensors["0.weight"], tensors["0.bias"], tensors["2.weight"], tensors["2.bias"]
             )
     raise MixtureError(f"these are no router's tensors: {shapes}")
 

@@ -58,7 +58,7 @@ class NearestRouter:
             return torch.zeros(0, self.experts, dtype=torch.double)
         parts = [
             _mean_of_nearest(self._distances(part), self.scores.double(), self.k)
-            for part in features.split(_ROWS)
+            for part in torch.split(features, _ROWS)
         ]
         return torch.cat(parts) * self.sharpness
 

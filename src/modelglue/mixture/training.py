@@ -189,13 +189,15 @@ def _minimise(
 
     def objective() -> Tensor:
         probabilities = from_tensors(tensors).logits(features).softmax(dim=1)
-        loss = (probabilities * regrets).sum(dim=1).mean()
+        loss: Tensor = (probabilities * regrets).sum(dim=1).mean()
         load = probabilities.mean(dim=0)
         loss = loss + settings.balance * (len(load) * load.square().sum() - 1)
         entropy = torch.special.entr(probabilities).sum(dim=1).mean()
-        weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
         loss = loss - settings.entropy * entropy
-        return loss + settings.decay * sum((w.square().mean() for w in weights), torch.zeros(()))
+        for name, tensor in tensors.items():
+            if name.endswith("weight"):
+                loss = loss + settings.decay * tensor.square().mean()
+        return loss
 
     def held_out() -> float:
         with torch.no_grad():

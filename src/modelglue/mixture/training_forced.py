@@ -45,9 +45,9 @@ def fit_by_table(
     (name,) = {router_of(parameter) for parameter in routers}
     tensors = {key.removeprefix(f"{name}."): tensor for key, tensor in routers.items()}
     start = from_tensors({key: tensor.detach().cpu() for key, tensor in tensors.items()})
-    tables = [forced_losses(module, name, rows, settings.rows) for rows in (fit, stop)]
+    table, held_out = (forced_losses(module, name, rows, settings.rows) for rows in (fit, stop))
     chosen = TableSettings(balance=settings.balance, seed=settings.seed)
-    found, _ = fit_router(start, *tables, chosen)
+    found, _ = fit_router(start, table, held_out, chosen)
     with torch.no_grad():
         for key, tensor in found.tensors().items():
             tensors[key].copy_(tensor)

@@ -141,8 +141,17 @@ def train_layers(
         asked["texts"] = _digest_of(fit)
         rates = calm(module, routers, fit)
         with _at_work(module, routers):
-            told = {"device": device, "progress": progress}
-            resumed = train_routers(module, routers, rates, fit, work, asked, settings, **told)
+            resumed = train_routers(
+                module,
+                routers,
+                rates,
+                fit,
+                work,
+                asked,
+                settings,
+                device=device,
+                progress=progress,
+            )
     if _digest(module, routers) != frozen:
         raise RunError("training changed more than the routers; nothing was written")
     with torch.no_grad():
@@ -193,7 +202,7 @@ def _rows(
 
 
 @contextmanager
-def _at_work(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> Iterator[None]:
+def _at_work(module: Any, routers: Mapping[str, Tensor]) -> Iterator[None]:
     """Where one expert answers, let others be tried.
 
     A stock class gives its routers no gradient then, so that two answer while it is trained; our
@@ -206,12 +215,12 @@ def _at_work(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> Iterator
         return
     parts = [part for part in module.modules() if getattr(part, "top_k", None) == 1]
     for part in parts:
-        part.top_k = 2  # type: ignore[assignment]
+        part.top_k = 2
     try:
         yield
     finally:
         for part in parts:
-            part.top_k = 1  # type: ignore[assignment]
+            part.top_k = 1
 
 
 def _digest(module: torch.nn.Module, routers: Mapping[str, Tensor]) -> str:

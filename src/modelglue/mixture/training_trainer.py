@@ -60,15 +60,13 @@ def train_routers(
         """Saves and loads routers in the place of whole models; each has its own rate."""
 
         def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-            if self.optimizer is None:
-                self.optimizer = torch.optim.AdamW(
-                    [
-                        {"params": [parameter], "lr": settings.rate * rates[name]}
-                        for name, parameter in routers.items()
-                    ],
-                    weight_decay=0.0,
-                )
-            return self.optimizer
+            groups = [
+                {"params": [parameter], "lr": settings.rate * rates[name]}
+                for name, parameter in routers.items()
+            ]
+            made = torch.optim.AdamW(groups, weight_decay=0.0)
+            self.optimizer = made
+            return made
 
         def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
             folder = Path(output_dir or self.args.output_dir)
