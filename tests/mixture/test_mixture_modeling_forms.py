@@ -22,6 +22,7 @@ from layer_samples import (
 )
 from transformers import DynamicCache
 
+import tiny
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.modeling_modelglue import RoutedCacheLayer
 from modelglue.mixture.notation import MixtureKind
@@ -36,9 +37,11 @@ STACK = MixtureKind("model", "linear", "sample", 1, 1)
 UNLIKE = ["mistral", "qwen3", "gemma2"]
 
 PLAIN = """
-import sys, json, torch
-assert not any("modelglue" in path for path in sys.path), sys.path
-from transformers import AutoModelForCausalLM
+import sys
+sys.modules["modelglue"] = None  # whoever imports it fails
+import json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)("a")["input_ids"]
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 ids = torch.tensor(json.loads(sys.argv[2]))
 print(json.dumps(model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0,
@@ -101,9 +104,8 @@ def test_transformers_alone_loads_it_with_the_code_that_it_carries(tmp_path, mix
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    code = "import sys; sys.path = [p for p in sys.path if 'modelglue' not in p]\n" + PLAIN
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path), json.dumps(PROMPTS[:1])],
+        [sys.executable, "-c", PLAIN, str(path), json.dumps(PROMPTS[:1])],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -146,6 +148,27 @@ def test_a_device_map_may_part_experts(tmp_path, mixed, kind):
     inputs = batch(PROMPTS)
     assert torch.allclose(logits(plain, inputs), logits(spread, inputs), atol=1e-6)
     assert written(plain, inputs) == written(spread, inputs)
+
+
+@pytest.mark.parametrize("kind", [BLOCK, FFN_SAMPLE], ids=["block", "ffn"])
+def test_other_ways_to_generate_say_the_same(mixed, kind):
+    model = load(mixed("mistral", kind))
+    inputs, one = batch(PROMPTS), batch(PROMPTS[:1])
+    expected = written(model, inputs)
+    assert written(model, one, prompt_lookup_num_tokens=3) == expected[:1]
+    states = model.get_input_embeddings()(inputs["input_ids"])
+    mask = inputs["attention_mask"]
+    found = model.generate(
+        inputs_embeds=states,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    assert found.tolist() == expected
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        written(model, inputs, prefill_chunk_size=3)
 
 
 def test_an_expert_keeps_keys_and_values_of_its_own_rows_alone(mixed):
@@ -260,6 +283,21 @@ def test_rows_may_go_through_different_architectures(unlike):
     alone = [written(mixed, batch([prompt]), max_new_tokens=12)[0] for prompt in PROMPTS]
     assert written(mixed, inputs, max_new_tokens=12) == alone
     assert written(mixed, inputs, max_new_tokens=12, use_cache=False) == alone
+
+
+def test_our_own_runner_reads_several_architectures(unlike):
+    module = unlike()
+    model = HuggingFaceModel(module, tiny.tokenizer())
+    texts = ["one plus one is", "The cat sat on the mat, and then", "zzz"]
+    answers = model.generate(texts, max_new_tokens=12)
+    for text, answer in zip(texts, answers):
+        ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+        tokens = module.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        kept = tokens[0, ids.shape[1] :]
+        assert answer == model.tokenizer.decode(kept, skip_special_tokens=True)
+    (found,) = model.loglikelihoods(texts[:1], [[" two", " three and more"]])
+    alone = [model.loglikelihoods(texts[:1], [[one]])[0][0] for one in (" two", " three and more")]
+    assert [a.total for a in found] == pytest.approx([b.total for b in alone], abs=1e-4)
 
 
 def test_a_mixture_of_architectures_is_saved_and_loaded(tmp_path, unlike):

@@ -47,7 +47,10 @@ class LikelihoodScorer:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._config = module.config.get_text_config()
-        self._takes_positions = "position_ids" in inspect.signature(module.forward).parameters
+        # Where a mixture's layers are of several architectures, no one mask is right for all.
+        self._takes_positions = "position_ids" in inspect.signature(
+            module.forward
+        ).parameters and not getattr(module.config, "expert_configs", None)
         # A mixture that decides once a sample: on the context, whatever the continuations are.
         self._routes_samples = bool(getattr(module.config, "routes_samples", False))
         # By layout, and by which of the model's bounds are exceeded: what is right below a sliding

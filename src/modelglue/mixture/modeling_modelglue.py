@@ -183,14 +183,14 @@ class RoutedCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         choice: whose rows are whose.
         parts: expert → a cache layer of its rows; or the only one, of all rows, where experts
             share the attention.
-        is_shared: whether they do.
+        empty: what stood there before, where experts have attention of their own.
     """
 
-    def __init__(self, choice: Choice, parts: dict[int, Any], *, is_shared: bool) -> None:
+    def __init__(self, choice: Choice, parts: dict[int, Any], *, empty: Any = None) -> None:
         super().__init__()
         self.choice: Choice | None = choice
         self.parts = parts
-        self._is_shared = is_shared
+        self.empty = empty
 
     @property
     def some_part(self) -> Any:
@@ -249,7 +249,7 @@ class RoutedCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Make row i of what row beam_idx[i] was; its route comes with it."""
         if self.choice is None:
             return
-        if self._is_shared:
+        if self.empty is None:
             self.some_part.reorder_cache(beam_idx)
         else:
             owner = self.choice.experts[:, 0]
@@ -391,9 +391,7 @@ class MixedFeedForward(nn.Module):
             choice = routing.decide(self.router, routing.pooled(states), self._top_k)
             if (slot := routing.slot(self._index)) is not None:
                 slot = slot.some_part if isinstance(slot, RoutedCacheLayer) else slot
-                routing.cache.layers[self._index] = RoutedCacheLayer(
-                    choice.kept(), {0: slot}, is_shared=True
-                )
+                routing.cache.layers[self._index] = RoutedCacheLayer(choice.kept(), {0: slot})
         return choice
 
     def _mixed(self, units: Tensor, choice: Choice) -> Tensor:
@@ -504,7 +502,7 @@ class MixedLayer(nn.Module):
         if isinstance(slot, RoutedCacheLayer):
             if slot.choice is not None:
                 return slot
-            slot = slot.some_part  # emptied by `reset`
+            slot = slot.empty  # after `reset`
         if slot.get_seq_length() > 0:
             raise ValueError(
                 "past_key_values was filled by another model; a mixture routes a prompt when it "
@@ -514,7 +512,7 @@ class MixedLayer(nn.Module):
         for expert, *_ in choice.groups:
             own = self._own.value.get(expert)
             parts[expert] = own.cache_layer(self._index, slot) if own else copy.deepcopy(slot)
-        kept = RoutedCacheLayer(choice.kept(), parts, is_shared=False)
+        kept = RoutedCacheLayer(choice.kept(), parts, empty=slot)
         routing.cache.layers[self._index] = kept
         return kept
 
@@ -635,12 +633,14 @@ class Surroundings(nn.Module):
         """A cache that has read as many columns: masks are made by their number."""
         if routing.cache is None:
             return None
-        cache = DynamicCache(config=self.base.config)
+        routed = next(one for one in routing.cache.layers if isinstance(one, RoutedCacheLayer))
+        count = self.base.config.num_hidden_layers
+        layers = [self.cache_layer(index, routed.empty) for index in range(count)]
         if routing.past:
             nothing = torch.zeros(1, 1, routing.past, 1)
-            for layer in cache.layers:
+            for layer in layers:
                 layer.update(nothing, nothing)
-        return cache
+        return Cache(layers=layers)
 
 
 _NOTED: ContextVar[list[dict[str, Any]] | None] = ContextVar("modelglue_noted", default=None)
@@ -766,6 +766,13 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As every model does; what is given now is the prompt, on which samples are routed."""
+        settings = args[0] if args else kwargs.get("generation_config")
+        settings = settings or self.generation_config
+        chunk = kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None))
+        if chunk and self.config.routes_samples:
+            raise ValueError(
+                "prefill_chunk_size: a route is decided on the whole prompt, read at once"
+            )
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next((one for one in given if one is not None), None)
         if prompt is not None:
@@ -777,12 +784,17 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
         input_ids: Tensor,
         *args: Any,
         attention_mask: Any = None,
+        inputs_embeds: Tensor | None = None,
         prompt_length: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The stock model's inputs; where the prompt is read (again), which columns it is."""
         inputs: dict[str, Any] = self.dense.prepare_inputs_for_generation(
-            input_ids, *args, attention_mask=attention_mask, **kwargs
+            input_ids,
+            *args,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
         past = inputs.get("past_key_values")
         if prompt_length is None or (past is not None and past.get_seq_length() > 0):
