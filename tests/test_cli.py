@@ -20,7 +20,9 @@ from modelglue.merge.method import METHODS
 from modelglue.recipe.config import RecipeConfig
 
 Run = Callable[..., int]
-COMMANDS = "demo glue inspect cluster merge search mix eval report minizoo methods stats".split()
+COMMANDS = (
+    "demo glue inspect cluster merge search mix serve eval report minizoo methods stats".split()
+)
 
 
 @pytest.fixture

@@ -197,13 +197,13 @@ def test_looking_for_a_stop_decodes_little_of_a_long_answer(
 ) -> None:
     free = llama.generate(PROMPTS[:1], max_new_tokens=48)
     lengths: list[int] = []
-    decode = llama._encoder._decode
+    decode = llama.encoder._decode
 
     def noted(tokens: list[int]) -> str:
         lengths.append(len(tokens))
         return decode(tokens)
 
-    monkeypatch.setattr(llama._encoder, "_decode", noted)
+    monkeypatch.setattr(llama.encoder, "_decode", noted)
     # Any of its characters might end a stop, and none does.
     assert llama.generate(PROMPTS[:1], max_new_tokens=48, stop=["@" + c for c in free[0]]) == free
     assert len(lengths) > 40
@@ -246,9 +246,9 @@ def test_a_stop_that_is_one_added_token_ends_an_answer(
     free = by_transformers(llama, PROMPTS[0], 16)
     end = next(token for token in free if token > 3 and free.index(token) > 2)
     kept = llama.tokenizer
-    llama.tokenizer = llama._encoder.tokenizer = tokenizer_with(end, special=special)
+    llama.tokenizer = llama.encoder.tokenizer = tokenizer_with(end, special=special)
     found = llama.generate(PROMPTS[:1], max_new_tokens=16, stop=["<|turn|>"])
-    llama.tokenizer = llama._encoder.tokenizer = kept
+    llama.tokenizer = llama.encoder.tokenizer = kept
     assert found == [decoded(llama, free[: free.index(end)])]
 
 

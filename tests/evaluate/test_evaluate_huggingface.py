@@ -136,24 +136,24 @@ def test_how_many_rows_are_decoded_at_once_does_not_depend_on_free_memory(
 ) -> None:
     memory = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**14, "SC_AVPHYS_PAGES": 2**14}
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)
-    rows = model._rows(512)
+    rows = model.rows_at_once(512)
     assert 1 < rows < 256
     memory["SC_AVPHYS_PAGES"] = 1
-    assert model._rows(512) == rows
+    assert model.rows_at_once(512) == rows
     model.sharers = 2
-    assert rows // 3 < model._rows(512) < rows
+    assert rows // 3 < model.rows_at_once(512) < rows
     model.sharers = 1
     memory["SC_PHYS_PAGES"] = 1
-    assert model._rows(512) == 1
+    assert model.rows_at_once(512) == 1
 
 
 def test_a_containers_limit_bounds_the_rows_that_are_decoded_at_once(
     model: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = model._rows(512)
+    rows = model.rows_at_once(512)
     (tmp_path / "memory.max").write_text(str(2**26))
     monkeypatch.setattr("modelglue.machine._CGROUP", tmp_path)
-    assert model._rows(512) < rows
+    assert model.rows_at_once(512) < rows
 
 
 def test_a_second_evaluation_tokenises_nothing(
@@ -174,5 +174,5 @@ def test_a_second_evaluation_tokenises_nothing(
         splits=["search"],
     )
     first = task.evaluate(model, "search")
-    monkeypatch.setattr(model._encoder, "tokenizer", None)
+    monkeypatch.setattr(model.encoder, "tokenizer", None)
     assert task.evaluate(model, "search") == first

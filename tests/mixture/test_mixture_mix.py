@@ -13,6 +13,8 @@ from modelglue.mixture import mix as mix_module
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.features import Feature
 from modelglue.mixture.mix import mix
+from modelglue.mixture.notation import MixtureKind
+from modelglue.mixture.router_scores import NearestRouter, ScoreTable
 
 
 def routes(path):
@@ -31,14 +33,84 @@ def test_the_summary_says_how_the_router_was_made_and_how_it_fares(tmp_path, exp
     assert summary.validation.accuracy > 0.9
 
 
-@pytest.mark.parametrize("initialisation", ["discriminant", "mean_difference"])
+@pytest.mark.parametrize("initialisation", ["discriminant", "mean_difference", "nearest_mean"])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_every_initialisation_and_layer_routes_plain_cases(
-    tmp_path, experts, initialisation, layer
+@pytest.mark.parametrize("router", ["linear", "mlp"])
+def test_every_initialisation_router_and_layer_routes_plain_cases(
+    tmp_path, experts, initialisation, layer, router
 ):
-    feature = Feature(layer=layer)
-    mix(experts, PROMPTS, tmp_path / "out", feature=feature, initialisation=initialisation)
+    feature, kind = Feature(layer=layer), MixtureKind(router=router)
+    out = tmp_path / "out"
+    mix(experts, PROMPTS, out, feature=feature, initialisation=initialisation, kind=kind)
+    assert routes(out) == RIGHT
+    assert json.loads((out / "mixture.json").read_text())["router"]["kind"] == router
+
+
+def test_an_mlp_router_begins_with_the_probabilities_of_the_linear_one(tmp_path, experts):
+    found = []
+    for router in ("linear", "mlp"):
+        kind = MixtureKind(router=router)
+        mix(experts, PROMPTS, tmp_path / router, kind=kind, encoder="words")
+        found.append(Bundle.load(tmp_path / router).route(QUESTIONS))
+    for one, other in zip(*found, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+
+
+def test_a_random_router_is_its_seeds(tmp_path, experts):
+    for place, seed in (("a", 1), ("b", 1), ("c", 2)):
+        mix(experts, PROMPTS, tmp_path / place, initialisation="random", seed=seed)
+    one, same, other = (Bundle.load(tmp_path / place).route(QUESTIONS) for place in "abc")
+    assert one == same
+    assert one != other
+
+
+def scored_items():
+    """Every prompt as an item that its own expert alone is right on."""
+    texts = [text for own in PROMPTS.values() for text in own]
+    scores = torch.zeros(len(texts), 3)
+    for expert in range(3):
+        scores[20 * expert : 20 * expert + 20, expert] = 1.0
+    return ScoreTable(texts, scores)
+
+
+@pytest.mark.parametrize(("router", "kind"), [("linear", "knn"), ("mlp", "mlp")])
+def test_scored_items_need_no_prompts(tmp_path, experts, router, kind):
+    summary = mix(
+        experts,
+        {},
+        tmp_path / "out",
+        kind=MixtureKind(router=router),
+        initialisation="knn",
+        scores=scored_items(),
+    )
     assert routes(tmp_path / "out") == RIGHT
+    content = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert content["router"]["kind"] == kind
+    assert summary.items.items == 60
+    assert summary.items.single == pytest.approx(1 / 3)
+    assert summary.items.routed > 0.9
+    assert summary.to_json()["items"]["oracle"] == 1.0
+
+
+def test_with_one_neighbour_every_item_goes_to_its_best_expert(tmp_path, experts):
+    table = scored_items()
+    mix(experts, {}, tmp_path / "out", initialisation="knn", scores=table)
+    bundle = Bundle.load(tmp_path / "out")
+    one = NearestRouter(
+        bundle.router.items, bundle.router.scores, bundle.router.scale, 1, bundle.router.sharpness
+    )
+    bundle.router = one
+    found = [route.expert for route in bundle.route(table.texts)]
+    assert found == table.scores.argmax(dim=1).tolist()
+
+
+def test_the_prompts_nearest_to_their_mean_are_told_as_examples(tmp_path, experts):
+    mix(experts, PROMPTS, tmp_path / "out")
+    examples = json.loads((tmp_path / "out" / "mixture.json").read_text())["router"]["examples"]
+    assert list(examples) == list(PROMPTS)
+    for name, texts in examples.items():
+        assert len(texts) == 5
+        assert set(texts) <= set(PROMPTS[name])
 
 
 def test_permuting_the_experts_permutes_the_routes(tmp_path, experts):
@@ -132,6 +204,12 @@ def test_experts_that_nothing_tells_apart_show_in_the_condition(tmp_path, expert
         ({"negatives": {"words": []}}, "negatives: 'words' has none"),
         ({"encoder": "number"}, "encoder 'number' .* did you mean \"numbers\""),
         ({"experts": {}, "prompts": {}}, "at least one expert"),
+        ({"initialisation": "knn"}, "'knn' and a table of scores belong together"),
+        ({"scores": ScoreTable(["a"], torch.ones(1, 3))}, "give both or none"),
+        (
+            {"initialisation": "knn", "scores": ScoreTable(["a"], torch.ones(1, 2))},
+            "has 2 experts of 3",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, experts, change, message):

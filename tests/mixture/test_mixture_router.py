@@ -6,16 +6,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelglue.errors import MixtureError
+from modelglue.errors import MixtureError, UnknownName
 from modelglue.mixture.router import (
-    INITIALISATIONS,
     LinearRouter,
-    cross_validate,
+    MLPRouter,
+    from_tensors,
+    widened,
+    without_bias,
+)
+from modelglue.mixture.router_prompts import (
+    INITIALISATIONS,
     discriminant,
     from_prompts,
     ledoit_wolf,
     mean_difference,
 )
+from modelglue.mixture.router_validation import cross_validate
 
 
 def groups_about(means, count, *, seed=0, scale=None):
@@ -113,7 +119,11 @@ def test_mean_difference_takes_the_negatives_that_were_given():
     torch.testing.assert_close(router.weight[0], (difference / difference.norm()).float())
 
 
-@pytest.mark.parametrize("initialise", INITIALISATIONS.values(), ids=INITIALISATIONS)
+# A random router's rows are drawn in order, whoever the experts are.
+CLOSED = {name: made for name, made in INITIALISATIONS.items() if name != "random"}
+
+
+@pytest.mark.parametrize("initialise", CLOSED.values(), ids=CLOSED)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(4)))
 def test_permuting_experts_permutes_logits(initialise, seed, order):
@@ -122,6 +132,8 @@ def test_permuting_experts_permutes_logits(initialise, seed, order):
     straight = initialise(groups, [None] * 4).logits(points)
     permuted = initialise([groups[i] for i in order], [None] * 4).logits(points)
     torch.testing.assert_close(permuted, straight[:, order], rtol=1e-4, atol=1e-4)
+    wide = widened(initialise([groups[i] for i in order], [None] * 4)).logits(points)
+    torch.testing.assert_close(wide, straight[:, order], rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -226,3 +238,148 @@ def test_an_expert_without_prompts_is_refused():
 def test_a_feature_that_is_not_finite_is_refused():
     with pytest.raises(MixtureError, match=r"expert 0.*NaN"):
         from_prompts([torch.full((1, 3), torch.nan), torch.ones(1, 3)])
+
+
+ROUTERS = {
+    "linear": lambda groups: from_prompts(groups),
+    "mlp": lambda groups: widened(from_prompts(groups)),
+    "trained mlp": lambda groups: drawn_mlp(len(groups), groups[0].shape[1]),
+}
+
+
+def drawn_mlp(experts, features, hidden=7):
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((hidden, features), (hidden,), (experts, hidden), (experts,))
+    return MLPRouter(*(torch.randn(*shape, generator=generator) for shape in shapes))
+
+
+@pytest.mark.parametrize("hidden", [None, 6, 40])
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+def test_an_mlp_router_begins_as_the_linear_one(initialisation, hidden):
+    groups = groups_about(means_of(3, 8), 10)
+    linear = from_prompts(groups, initialisation=initialisation)
+    points = groups_about(means_of(3, 8), 20, seed=4)[0] * 10
+    torch.testing.assert_close(
+        widened(linear, hidden=hidden).logits(points), linear.logits(points), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_an_mlp_router_has_units_that_training_can_use():
+    linear = from_prompts(groups_about(means_of(3, 8), 10))
+    mlp = widened(linear, hidden=20)
+    unused = mlp.weight1[6:]
+    assert mlp.weight1.shape == (20, 8)
+    assert (unused.norm(dim=1) > 0).all()
+    assert not mlp.weight2[:, 6:].any()
+    with pytest.raises(MixtureError, match="over 3 experts needs 6 hidden units"):
+        widened(linear, hidden=5)
+
+
+def test_an_mlp_routers_logits_are_those_of_the_layers_written_out():
+    router = drawn_mlp(3, 5)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3)
+    ).double()
+    layers.load_state_dict({name: t.double() for name, t in router.tensors().items()})
+    points = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(router.logits(points), layers(points.double()))
+
+
+@pytest.mark.parametrize("made", ROUTERS.values(), ids=ROUTERS)
+def test_a_router_is_its_tensors(made):
+    router = made(groups_about(means_of(3, 5), 9))
+    points = groups_about(means_of(3, 5), 4, seed=8)[0]
+    again = from_tensors(router.tensors())
+    assert type(again) is type(router)
+    assert torch.equal(again.logits(points), router.logits(points))
+    assert (router.experts, router.features) == (3, 5)
+    assert again.condition == router.condition
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"weight": torch.zeros(3, 4)},
+        {"weight": torch.zeros(3, 4), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(3), "bias": torch.zeros(3)},
+        {
+            "0.weight": torch.zeros(6, 4),
+            "0.bias": torch.zeros(6),
+            "2.weight": torch.zeros(3, 5),
+            "2.bias": torch.zeros(3),
+        },
+    ],
+)
+def test_tensors_of_no_router_are_refused(tensors):
+    with pytest.raises(MixtureError, match="no router's tensors"):
+        from_tensors(tensors)
+
+
+@pytest.mark.parametrize("made", ROUTERS.values(), ids=ROUTERS)
+def test_a_prompts_logits_do_not_depend_on_those_beside_it(made):
+    router = made(groups_about(means_of(3, 5), 9))
+    points = groups_about(means_of(3, 5), 6, seed=8)[0]
+    alone = torch.cat([router.logits(point[None]) for point in points])
+    torch.testing.assert_close(router.logits(points), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_an_mlp_is_as_well_conditioned_as_the_linear_router_that_it_begins_as():
+    linear = from_prompts(groups_about(means_of(4, 6), 12))
+    assert widened(linear, hidden=8).condition == pytest.approx(linear.condition, rel=1e-5)
+    same = LinearRouter(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.zeros(3))
+    assert widened(same, hidden=6).condition == float("inf")
+
+
+def test_nearest_mean_goes_to_the_mean_that_is_nearest_in_the_features_own_units():
+    scale = torch.tensor([0.1, 10.0, 1.0])
+    groups = groups_about(means_of(3, 3) * scale, 40, scale=scale)
+    router = from_prompts(groups, initialisation="nearest_mean")
+    means = np.stack([group.numpy().mean(0) for group in groups])
+    spread = np.concatenate([g.numpy() - g.numpy().mean(0) for g in groups])
+    units = np.sqrt((spread**2).mean(0))
+    points = torch.cat(groups_about(means_of(3, 3, seed=7) * scale, 30, seed=2, scale=scale))
+    distances = (((points.numpy()[:, None] - means) / units) ** 2).sum(-1)
+    logits = router.logits(points).numpy()
+    np.testing.assert_allclose(
+        logits - logits[:, :1], -0.5 * (distances - distances[:, :1]), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_a_random_router_is_its_seeds_and_as_loud_as_any():
+    groups = groups_about(means_of(3, 50, size=5.0), 60)
+    one, same, other = (
+        from_prompts(groups, initialisation="random", seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.weight, same.weight)
+    assert not torch.allclose(one.weight, other.weight)
+    logits = one.logits(torch.cat(groups))
+    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(3).double(), atol=1e-3, rtol=0)
+    assert 0.2 < float(logits.std(dim=0).mean()) < 5
+
+
+def test_a_bias_goes_into_the_weights_where_features_share_a_direction():
+    means = means_of(3, 40) + 5.0  # as hidden states do
+    groups = groups_about(means, 200)
+    linear = from_prompts(groups)
+    bare = without_bias(linear, torch.cat(groups))
+    assert not bare.bias.any()
+    held_out = torch.cat(groups_about(means, 100, seed=5))
+    agree = bare.logits(held_out).argmax(dim=1) == linear.logits(held_out).argmax(dim=1)
+    assert agree.double().mean() > 0.97
+    assert without_bias(bare, torch.cat(groups)) is bare
+
+
+@pytest.mark.parametrize(("count", "width"), [(50, 6), (6, 50)])
+def test_the_direction_of_the_bias_is_the_least_squares_one(count, width):
+    data = groups_about(means_of(1, width) + 1.0, count)[0]
+    linear = LinearRouter(torch.zeros(2, width), torch.tensor([1.0, -2.0]))
+    found = without_bias(linear, data).weight[0].double().numpy()
+    expected, *_ = np.linalg.lstsq(data.numpy(), np.ones(count), rcond=None)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_misspelled_initialisation_is_named():
+    with pytest.raises(UnknownName, match='did you mean "discriminant"'):
+        from_prompts([torch.ones(2, 3)], initialisation="discriminent")

@@ -3,7 +3,7 @@
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
-from modelglue.cli import gluing, merging, models
+from modelglue.cli import gluing, merging, mixing, models, serving
 from modelglue.cli.app import main as main
 
-__all__ = ["gluing", "main", "merging", "models"]
+__all__ = ["gluing", "main", "merging", "mixing", "models", "serving"]

@@ -1,4 +1,4 @@
-"""Single models: look at them, compare, score, put a router over them."""
+"""Single models: look at them, compare, score."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -63,24 +63,6 @@ def cluster(
         print_json(clustering.to_json())
     else:
         _show_clustering(clustering)
-
-
-@app.command()
-def mix(
-    config: Annotated[Path, typer.Argument(help="YAML: experts, each with model and prompts.")],
-    out: Annotated[Path, typer.Argument(help="The bundle to make.")],
-    as_json: Json = False,
-) -> None:
-    """Put a router over checkpoints of any architecture; nothing is trained."""
-    from modelglue.mixture.config import load_mixture
-    from modelglue.mixture.mix import mix as run_mix
-
-    mixture = load_mixture(config)
-    summary = run_mix(out=out, **mixture.arguments())
-    if as_json:
-        print_json(summary.to_json())
-    else:
-        typer.echo(f"{out}: a router over {', '.join(summary.experts)}")
 
 
 @app.command(name="eval")

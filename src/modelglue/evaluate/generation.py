@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modelglue.errors import NonFiniteOutput
-from modelglue.evaluate.decoding import batches, read
+from modelglue.evaluate.decoding import Batch, batches, read
 from modelglue.evaluate.encoding import Encoder, Tokens, before_stop
 
 # Rows are moved together when no more than this share of them is still at work.
@@ -32,6 +32,10 @@ class Sampling:
     seed: int = 0
 
 
+Reader = Callable[[Sequence[Tokens], Sequence[str], int], Batch]
+"""Reads prompts, given as tokens and as texts, that so many tokens may be appended to."""
+
+
 def generate(
     module: Any,
     encoder: Encoder,
@@ -42,17 +46,23 @@ def generate(
     stop: Sequence[str],
     sampling: Sampling,
     rows: int,
+    reader: Reader | None = None,
 ) -> list[str]:
     """Complete each prompt, ending before any `stop`.
 
     Args:
         encoded: the prompts' tokens, none of them empty.
         rows: how many are decoded at once.
+        reader: what reads the prompts and goes on from there; by default `module`.
 
     Raises:
         NonFiniteOutput: the model gave NaN or infinity.
     """
-    decoder = _Decoder(module, encoder, stop, max_new_tokens, sampling)
+
+    def by_module(tokens: Sequence[Tokens], _: Sequence[str], room: int) -> Batch:
+        return read(module, tokens, room)
+
+    decoder = _Decoder(module, encoder, stop, max_new_tokens, sampling, reader or by_module)
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     lengths = [len(encoded[i]) for i in order]
@@ -74,13 +84,15 @@ class _Decoder:
         stop: Sequence[str],
         max_new_tokens: int,
         sampling: Sampling,
+        reader: Reader,
     ) -> None:
         self._module = module
+        self._read = reader
         self._encoder = encoder
         self._stop = tuple(stop)
         self._limit = max_new_tokens
         self._sampling = sampling
-        self._ends = end_tokens(module, encoder.tokenizer) | _stop_tokens(encoder.tokenizer, stop)
+        self._ends = end_tokens(module, encoder.tokenizer) | stop_tokens(encoder.tokenizer, stop)
         self._may_stop: dict[int, bool] = {}
         # A token is a byte of text at least, but for special ones and parts of characters.
         self._tail = max((len(text.encode()) for text in stop), default=0) + _SPARE
@@ -94,7 +106,7 @@ class _Decoder:
         """The new tokens of each prompt, end-of-sequence tokens left out; shortest prompt first."""
         written: list[list[int]] = [[] for _ in prompts]
         choose = self._chooser(texts)
-        batch = read(self._module, prompts, self._limit)
+        batch = self._read(prompts, texts, self._limit)
         rows = list(range(len(prompts)))  # the prompt of each row of the batch
         at_work = rows  # the prompts that are still written for
         for step in range(self._limit):
@@ -147,13 +159,13 @@ class _Decoder:
 
     def _chooser(self, texts: Sequence[str]) -> Callable[[Tensor, Sequence[int], int], Tensor]:
         if self._sampling.temperature == 0:
-            return lambda logits, rows, step: _finite_best(logits)
+            return lambda logits, rows, step: finite_best(logits)
         draws = torch.from_numpy(
-            np.stack([_draws(self._sampling.seed, text, self._limit) for text in texts])
+            np.stack([draws_of(self._sampling.seed, text, self._limit) for text in texts])
         ).to(self._module.device)
 
         def sample(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
-            _finite_best(logits)
+            finite_best(logits)
             return sampled(logits, draws[list(rows), step], self._sampling)
 
         return sample
@@ -189,21 +201,27 @@ def end_tokens(module: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in named if token is not None)
 
 
-def _stop_tokens(tokenizer: Any, stop: Sequence[str]) -> frozenset[int]:
+def stop_tokens(tokenizer: Any, stop: Sequence[str]) -> frozenset[int]:
     """The stops that are one special token each: they never appear in decoded text."""
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     known = {**tokenizer.get_added_vocab(), **special}
     return frozenset(int(known[text]) for text in stop if text in known)
 
 
-def _finite_best(logits: Tensor) -> Tensor:
+def finite_best(logits: Tensor) -> Tensor:
+    """The likeliest token of each row of logits [n, vocabulary].
+
+    Raises:
+        NonFiniteOutput: the largest logit of a row is NaN or infinite.
+    """
     best, tokens = logits.max(dim=-1)
     if not bool(best.isfinite().all()):  # NaN passes through a maximum
         raise NonFiniteOutput("the model's logits are not finite (NaN or infinity)")
     return tokens
 
 
-def _draws(seed: int, prompt: str, count: int) -> Any:
+def draws_of(seed: int, prompt: str, count: int) -> Any:
+    """The random numbers [count] in [0, 1) of a prompt; fewer are the first of more."""
     digest = blake2b(f"{seed}\0{prompt}".encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return generator.random(count)

@@ -1,8 +1,10 @@
 """One checkpoint behind the `LanguageModel` interface, run by transformers."""
 
+import json
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,9 @@ from modelglue.machine import memory_of
 BatchSize = int | Literal["auto"]
 # Rows of one decoding step: beyond it a step's fixed cost no longer counts.
 _MOST_ROWS = 256
+# Architectures of our own, by model type: transformers knows one when its module is imported. They
+# stand on a floor above this one, hence by name.
+_OWN = {"modelglue_mixture": "modelglue.mixture.modeling_modelglue"}
 # What transformers lets through when a folder is damaged or does not fit together.
 LOADING_ERRORS = (
     OSError,
@@ -74,7 +79,7 @@ class HuggingFaceModel:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.sharers = sharers
-        self._encoder = Encoder(
+        self.encoder = Encoder(
             tokenizer, _max_length(module, tokenizer), rows=embedding_rows(module)
         )
         self._scorer = LikelihoodScorer(self.module)
@@ -106,6 +111,7 @@ class HuggingFaceModel:
 
         if not Path(path).is_dir():
             raise CheckpointNotFound(f"{path}: there is no such folder")
+        _learn(Path(path))
         shows_progress = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
@@ -132,7 +138,9 @@ class HuggingFaceModel:
     @property
     def parameters_active(self) -> int:
         """Parameters at work on one token: of a sparse mixture's experts, the share routed to."""
-        config = self.module.config.get_text_config()
+        config = self.module.config
+        if not hasattr(config, "num_experts_per_tok"):
+            config = config.get_text_config()
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
         chosen = getattr(config, "num_experts_per_tok", None)
         if not experts or not chosen:
@@ -147,7 +155,7 @@ class HuggingFaceModel:
         self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
     ) -> list[list[Likelihood]]:
         """See `LanguageModel.loglikelihoods`."""
-        encoded = self._encoder.continued(contexts, continuations)
+        encoded = self.encoder.continued(contexts, continuations)
         with _memory():
             found = self._scorer.score(encoded, batch_size=self.batch_size)
         return [
@@ -160,7 +168,7 @@ class HuggingFaceModel:
 
     def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """See `LanguageModel.text_likelihoods`."""
-        windows = [self._encoder.windows(text) for text in texts]
+        windows = [self.encoder.windows(text) for text in texts]
         with _memory():
             found = iter(
                 self._scorer.score(
@@ -183,18 +191,18 @@ class HuggingFaceModel:
         """See `LanguageModel.generate`."""
         # Equal prompts have equal answers, greedy or sampled, so each is answered once.
         unique = list(dict.fromkeys(prompts))
-        encoded = self._encoder.prompts(unique, max_new_tokens)
+        encoded = self.encoder.prompts(unique, max_new_tokens)
         longest = max((len(tokens) for tokens in encoded), default=0) + max_new_tokens
         with _memory():
             answers = generate(
                 self.module,
-                self._encoder,
+                self.encoder,
                 unique,
                 encoded,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
                 sampling=Sampling(temperature, top_p, seed),
-                rows=self._rows(longest),
+                rows=self.rows_at_once(longest),
             )
         by_prompt = dict(zip(unique, answers, strict=True))
         return [by_prompt[prompt] for prompt in prompts]
@@ -213,7 +221,7 @@ class HuggingFaceModel:
             )
         )
 
-    def _rows(self, length: int) -> int:
+    def rows_at_once(self, length: int) -> int:
         """How many rows of that length may be decoded at once."""
         if isinstance(self.batch_size, int):
             return self.batch_size
@@ -255,6 +263,16 @@ def _memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EvaluationError(f"out of memory; a smaller batch_size may do: {error}") from error
+
+
+def _learn(folder: Path) -> None:
+    """Let transformers know the folder's architecture, if it is one of our own."""
+    try:
+        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # transformers says what is wrong with it
+    if isinstance(kind, str) and kind in _OWN:
+        import_module(_OWN[kind])
 
 
 def _max_length(module: Any, tokenizer: Any) -> int:

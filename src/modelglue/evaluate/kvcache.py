@@ -31,11 +31,13 @@ class KeyValueCache:
     def __init__(self, config: Any, columns: int) -> None:
         self._config = config
         stock = DynamicCache(config=config)
-        self.can_join = bool(stock.layers) and all(
+        is_plain = bool(stock.layers) and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in stock.layers
         )
+        # A mixture that routes samples keeps each row with its expert's.
+        self.can_join = is_plain and not getattr(config, "routes_samples", False)
         self.inner: Any = (
-            Cache(layers=[_Layer(columns) for _ in stock.layers]) if self.can_join else stock
+            Cache(layers=[_Layer(columns) for _ in stock.layers]) if is_plain else stock
         )
 
     def like(self, columns: int) -> "KeyValueCache":

@@ -46,7 +46,12 @@ class LikelihoodScorer:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._config = module.config.get_text_config()
-        self._takes_positions = "position_ids" in inspect.signature(module.forward).parameters
+        # Where a mixture's layers are of several architectures, no one mask is right for all.
+        self._takes_positions = "position_ids" in inspect.signature(
+            module.forward
+        ).parameters and not getattr(module.config, "expert_configs", None)
+        # A mixture that decides once a sample: on the context, whatever the continuations are.
+        self._routes_samples = bool(getattr(module.config, "routes_samples", False))
         # By layout, and by whether one of the model's bounds is exceeded: what is right below a
         # sliding window may be wrong above it.
         self._works: dict[tuple[Layout, bool], bool] = {}
@@ -82,8 +87,10 @@ class LikelihoodScorer:
         # The longest first, and none beside those that would be turned in another way by it.
         order = sorted(range(len(items)), key=lambda i: -items[i].length)
         for turn, group in _grouped(order, lambda i: turned(self._config, items[i].depth)):
-            # A beginning is read alone, and would be turned as a short text.
-            apart = [] if any(turn) else families([items[i] for i in group])
+            # A beginning is read alone, and would be turned as a short text; items of one row
+            # would share a route.
+            alone = any(turn) or self._routes_samples
+            apart = [] if alone else families([items[i] for i in group])
             for members, shared in apart:
                 family = [group[place] for place in sorted(members)]
                 scored = self._score_family([items[i] for i in family], shared, batch_size)
@@ -162,6 +169,8 @@ class LikelihoodScorer:
             inputs |= {"position_ids": rows.positions, "attention_mask": self._mask(rows)}
         if prefix is not None:
             inputs["past_key_values"] = prefix.cache()
+        if self._routes_samples:
+            inputs["routing_mask"] = rows.contexts
         if not len(rows.places):
             return rows.split([], [])
         logs = self._logits(inputs, rows.places).float().log_softmax(dim=-1)

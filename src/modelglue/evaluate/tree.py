@@ -197,6 +197,13 @@ class Rows:
             padded, device=device
         ).unbind(dim=1)
 
+    @property
+    def contexts(self) -> Tensor:
+        """1 where a token is of the context of its row's only item, [rows, width]."""
+        known = [min(min(item.starts) + 1, len(item.trunk)) for item in self.items]
+        columns = torch.arange(self.ids.shape[1], device=self._device)
+        return (columns < torch.tensor(known, device=self._device)[:, None]).long()
+
     def mask(self, dtype: torch.dtype, window: int = 0) -> Tensor:
         """What is added to attention logits: 0 for what a place sees, else the least number.
 

@@ -99,7 +99,7 @@ class LayerEncoder:
     def __init__(self, path: Path, feature: Feature, *, device: str = "cpu") -> None:
         model = HuggingFaceModel.load(path).module.base_model
         config = model.config.get_text_config()
-        layers = _decoder_layers(model, config.num_hidden_layers, path)
+        layers = decoder_layers(model, config.num_hidden_layers, path)
         if feature.layer > len(layers):
             raise MixtureError(
                 f"feature layer {feature.layer}: {path} has layers 1 to {len(layers)} "
@@ -178,7 +178,12 @@ def _embedding_name(checkpoint: Checkpoint) -> str:
     return embedding
 
 
-def _decoder_layers(model: nn.Module, count: int, path: Path) -> nn.ModuleList:
+def decoder_layers(model: nn.Module, count: int, path: Path) -> nn.ModuleList:
+    """The stack of a model's `count` decoder layers.
+
+    Raises:
+        MixtureError: no module of the model (from `path`) is such a stack.
+    """
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module

@@ -68,8 +68,8 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def copy_files(files: Iterable[Path], source: Path, target: Path) -> None:
-    """Copy files (links followed) into a new folder; shares the blocks where a disk can."""
-    target.mkdir(parents=True)
+    """Copy files (links followed) into a folder without them; shares blocks where a disk can."""
+    target.mkdir(parents=True, exist_ok=True)
     for name in files:
         (target / name).parent.mkdir(exist_ok=True)
         _copy(source / name, target / name)

@@ -8,6 +8,8 @@ from typing import Any
 
 from modelglue.errors import MixtureError
 from modelglue.mixture.features import Feature
+from modelglue.mixture.router_file import KINDS
+from modelglue.registry import nearest
 
 FORMAT = 1
 FILE = "mixture.json"
@@ -36,20 +38,24 @@ class Manifest:
     Args:
         encoder: which expert the feature is taken from, its place in `experts`.
         router: how the router was made and how it fared; told to readers, not used.
+        router_kind: which of `router_file.KINDS` it is.
+        top_k: how many experts answer a prompt together.
     """
 
     experts: tuple[ExpertEntry, ...]
     encoder: int
     feature: Feature
     router: Mapping[str, Any] = field(default_factory=dict)
+    router_kind: str = "linear"
+    top_k: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The file's content."""
         return {
             "format": FORMAT,
             "level": "model",
-            "top_k": 1,
-            "router": {"kind": "linear", **self.router},
+            "top_k": self.top_k,
+            "router": {"kind": self.router_kind, **self.router},
             "feature": {
                 "encoder": self.experts[self.encoder].name,
                 "layer": self.feature.layer,
@@ -85,16 +91,21 @@ def read_manifest(folder: Path) -> Manifest:
     reader = _Reader(path)
     if reader.get(content, "format", int) != FORMAT:
         raise reader.problem(f"format {content['format']} is not known; this reads {FORMAT}")
-    for key, only in (("level", "model"), ("top_k", 1)):
-        if reader.get(content, key, type(only)) != only:
-            raise reader.problem(f"{key}: {content[key]!r} is not served here; only {only!r} is")
+    if reader.get(content, "level", str) != "model":
+        raise reader.problem(f"level: {content['level']!r} is not served here; only 'model' is")
     router = reader.get(content, "router", dict)
-    if reader.get(router, "kind", str) != "linear":
-        raise reader.problem(f"router.kind: {router['kind']!r} is not known; only 'linear' is")
+    if reader.get(router, "kind", str) not in KINDS:
+        raise reader.problem(
+            f"router.kind: {router['kind']!r} is not known{nearest(router['kind'], KINDS)}; "
+            f"{', '.join(KINDS)} are"
+        )
     experts = tuple(_expert(reader, entry) for entry in reader.get(content, "experts", list))
     names = [expert.name for expert in experts]
     if not names or len(set(names)) < len(names):
         raise reader.problem("experts: there must be one at least, each with its own name")
+    top_k = reader.get(content, "top_k", int)
+    if not 1 <= top_k <= len(experts):
+        raise reader.problem(f"top_k: {top_k} of {len(experts)} experts cannot answer together")
     for expert in experts:
         _require_inside(folder, expert)
     described = reader.get(content, "feature", dict)
@@ -109,7 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
     if feature.layer < 0 or feature.max_tokens < 1 or feature.pooling != "mean":
         raise reader.problem(f"feature: {described} can't be computed")
     told = {key: value for key, value in router.items() if key != "kind"}
-    return Manifest(experts, names.index(encoder), feature, told)
+    return Manifest(experts, names.index(encoder), feature, told, router["kind"], top_k)
 
 
 class _Reader:

@@ -3,25 +3,34 @@
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from modelglue.checkpoint.source import materialise, open_checkpoint
-from modelglue.errors import MixtureError, UnknownName
-from modelglue.mixture.bundle import Expert, write_bundle
-from modelglue.mixture.features import Feature, open_encoder
+from modelglue.errors import MixtureError
+from modelglue.mixture.bundle import Expert, require_top_k, write_bundle
+from modelglue.mixture.features import Encoder, Feature, open_encoder
 from modelglue.mixture.folder import require_absent
-from modelglue.mixture.router import (
-    INITIALISATIONS,
-    LinearRouter,
-    Validation,
-    cross_validate,
-    from_prompts,
+from modelglue.mixture.notation import MixtureKind, impossible
+from modelglue.mixture.router import widened
+from modelglue.mixture.router_file import PromptRouter
+from modelglue.mixture.router_prompts import feature_scale, from_prompts, initialiser
+from modelglue.mixture.router_scores import (
+    ItemValidation,
+    ScoreTable,
+    nearest_items,
+    validate_on_items,
 )
+from modelglue.mixture.router_validation import Validation, cross_validate
 from modelglue.registry import nearest
+
+NEIGHBOURS = "knn"
+"""The initialisation that goes by scored items instead of prompts; see `router_scores`."""
+_EXAMPLES = 5
+_EXAMPLE_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class MixtureSummary:
         condition: of the router's weights; see `LinearRouter.condition`.
         validation: on the prompts themselves, each held out in turn; None where there is nothing
             to hold out.
+        kind: level, router and how many experts answer together.
+        items: the same on scored items, where the router was made of such.
     """
 
     path: Path
@@ -46,6 +57,8 @@ class MixtureSummary:
     shrinkage: float | None
     condition: float
     validation: Validation | None
+    kind: MixtureKind = field(default_factory=MixtureKind)
+    items: ItemValidation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -53,6 +66,7 @@ class MixtureSummary:
             "path": str(self.path),
             "experts": list(self.experts),
             "encoder": self.encoder,
+            "mixture": self.kind.to_mapping(),
             **_details(self),
         }
 
@@ -62,47 +76,51 @@ def mix(
     prompts: Mapping[str, Iterable[str]],
     out: str | Path,
     *,
+    kind: MixtureKind | None = None,
     negatives: Mapping[str, Iterable[str]] | None = None,
     reasons: Mapping[str, str] | None = None,
     encoder: str | None = None,
     feature: Feature | None = None,
     initialisation: str = "discriminant",
+    scores: ScoreTable | None = None,
+    seed: int = 0,
     device: str = "cpu",
 ) -> MixtureSummary:
     """Put a router over checkpoints and write both as one bundle.
 
     The encoder, unless named, is the expert on whose features the prompts are told apart best:
     highest accuracy by cross-validation over the prompts, then lowest loss, then the alphabet.
-    Encoders are opened one at a time, each without the experts.
+    Encoders are opened one at a time, each without the experts. Where the router is made of scored
+    items the encoder is the one by which they go to the best experts, each left out in turn.
 
     Args:
         experts: name → folder, hub reference or `base+adapter`.
         prompts: name → what the expert is good at, at least one each. Repeated ones count once.
+        kind: which router, and how many experts answer together; of model level.
         negatives: name → what the expert should not get, for any experts; the others' are told
             from all other experts' prompts.
         reasons: name → why it is in, noted in the bundle.
         feature: what the router sees; the mean input embedding by default.
-        initialisation: "discriminant" or "mean_difference", see `router`.
+        initialisation: a name in `router_prompts.INITIALISATIONS`; or "knn": where the experts that
+            answer the nearest of the scored items best are, which needs no prompts. The items are
+            kept then, in the place of a linear router; an MLP router is fitted to them.
+        scores: for "knn"; experts in the order of `experts`.
+        seed: for "random", and for the units of an MLP that are not used at first.
 
     Raises:
-        MixtureError: experts and prompts don't go together.
+        MixtureError: experts and prompts don't go together, or experts are to answer together that
+            share no vocabulary.
         OutputExists, OutOfSpace: as `write_bundle`.
     """
     out = Path(out)
     require_absent(out)
-    if initialisation not in INITIALISATIONS:
-        raise UnknownName(
-            f"there is no router initialisation {initialisation!r}"
-            f"{nearest(initialisation, INITIALISATIONS)}. Known: {', '.join(INITIALISATIONS)}."
-        )
-    positive = _checked_prompts(experts, prompts, "prompts")
-    negative = _checked_prompts(experts, negatives or {}, "negatives")
-    if not experts:
-        raise MixtureError("a mixture needs at least one expert")
-    if missing := [name for name in experts if name not in positive]:
+    kind = kind or MixtureKind()
+    _check(experts, kind, initialisation, scores, encoder)
+    positive = checked_prompts(experts, prompts, "prompts")
+    negative = checked_prompts(experts, negatives or {}, "negatives")
+    missing = [name for name in experts if name not in positive]
+    if missing and scores is None:
         raise MixtureError(f"prompts: none for {', '.join(missing)}; every expert needs some")
-    if encoder is not None and encoder not in experts:
-        raise MixtureError(f"encoder {encoder!r} is no expert{nearest(encoder, experts)}")
     feature = feature or Feature()
     out.parent.mkdir(parents=True, exist_ok=True)
     # Where adapters become models; experts that are plain folders are read where they are.
@@ -111,19 +129,16 @@ def mix(
         for i, (name, ref) in enumerate(experts.items()):
             with open_checkpoint(ref) as checkpoint:
                 folders[name] = materialise(checkpoint, Path(beside) / str(i))
-        candidates = [
-            _fit(
-                name,
-                folders[name],
-                feature,
-                positive,
-                negative,
-                initialisation=initialisation,
-                device=device,
-            )
-            for name in ([encoder] if encoder else sorted(folders))
-        ]
-        best = min(candidates, key=_Fit.rank)
+        require_top_k(kind.top_k, folders)
+
+        def fit(name: str) -> _Fit:
+            eyes = open_encoder(folders[name], feature, device=device)
+            if scores is not None:
+                return _fit_items(name, eyes, scores, kind, seed=seed)
+            given = (positive, negative)
+            return _fit(name, eyes, *given, kind, initialisation=initialisation, seed=seed)
+
+        best = min(map(fit, [encoder] if encoder else sorted(folders)), key=_Fit.rank)
         summary = MixtureSummary(
             path=out,
             experts=tuple(experts),
@@ -133,6 +148,8 @@ def mix(
             shrinkage=best.router.shrinkage,
             condition=best.router.condition,
             validation=best.validation,
+            kind=kind,
+            items=best.items,
         )
         write_bundle(
             out,
@@ -140,7 +157,8 @@ def mix(
             best.router,
             encoder=list(experts).index(best.encoder),
             feature=feature,
-            details=_details(summary),
+            top_k=kind.top_k,
+            details={**_details(summary), "examples": best.examples},
         )
     return summary
 
@@ -150,11 +168,15 @@ class _Fit:
     """A router on the features of one encoder."""
 
     encoder: str
-    router: LinearRouter
+    router: PromptRouter
     validation: Validation | None
+    items: ItemValidation | None = None
+    examples: Mapping[str, Sequence[str]] | Sequence[str] = ()
 
     def rank(self) -> tuple[float, float, str]:
         """Lower is better."""
+        if self.items is not None:
+            return -self.items.routed, 0.0, self.encoder
         if self.validation is None:
             return 0.0, 0.0, self.encoder
         return -self.validation.accuracy, self.validation.loss, self.encoder
@@ -162,28 +184,86 @@ class _Fit:
 
 def _fit(
     encoder: str,
-    folder: Path,
-    feature: Feature,
+    eyes: Encoder,
     positive: Mapping[str, Sequence[str]],
     negative: Mapping[str, Sequence[str]],
+    kind: MixtureKind,
     *,
     initialisation: str,
-    device: str,
+    seed: int,
 ) -> _Fit:
     """A router over the experts that `positive` names, in its order."""
-    eyes = open_encoder(folder, feature, device=device)
     positives = [eyes.features(texts) for texts in positive.values()]
     negatives: list[Tensor | None] = [
         eyes.features(negative[name]) if name in negative else None for name in positive
     ]
+    linear = from_prompts(positives, negatives, initialisation=initialisation, seed=seed)
     return _Fit(
         encoder,
-        from_prompts(positives, negatives, initialisation=initialisation),
-        cross_validate(INITIALISATIONS[initialisation], positives, negatives),
+        widened(linear, seed=seed) if kind.router == "mlp" else linear,
+        cross_validate(initialiser(initialisation, seed=seed), positives, negatives),
+        examples={
+            name: _typical(texts, features)
+            for (name, texts), features in zip(positive.items(), positives, strict=True)
+        },
     )
 
 
-def _checked_prompts(
+def _fit_items(
+    encoder: str, eyes: Encoder, table: ScoreTable, kind: MixtureKind, *, seed: int
+) -> _Fit:
+    """A router by the scored items that are nearest to a prompt."""
+    found = nearest_items(eyes.features(table.texts), table.scores)
+    return _Fit(
+        encoder,
+        widened(found.fitted(), seed=seed) if kind.router == "mlp" else found,
+        None,
+        validate_on_items(found),
+        [text[:_EXAMPLE_LENGTH] for text in table.texts],
+    )
+
+
+def _typical(texts: Sequence[str], features: Tensor) -> list[str]:
+    """The texts whose features are nearest to their mean; `modelglue route` shows them."""
+    centred = features.double() - features.double().mean(dim=0)
+    distances = (centred / feature_scale(centred)).norm(dim=1)
+    order = distances.argsort(stable=True)[:_EXAMPLES].tolist()
+    return [texts[i][:_EXAMPLE_LENGTH] for i in order]
+
+
+def _check(
+    experts: Mapping[str, str | Path],
+    kind: MixtureKind,
+    initialisation: str,
+    scores: ScoreTable | None,
+    encoder: str | None,
+) -> None:
+    """Refuse what cannot be made, before anything is opened."""
+    if not experts:
+        raise MixtureError("a mixture needs at least one expert")
+    if kind.level != "model" or kind.shared_layers:
+        raise MixtureError(
+            f"{kind.short} with {kind.shared_layers} shared layers is one checkpoint, not a bundle "
+            "of experts; use `compose`"
+        )
+    if (reason := impossible(kind, experts=len(experts))) is not None:
+        raise MixtureError(reason)
+    if encoder is not None and encoder not in experts:
+        raise MixtureError(f"encoder {encoder!r} is no expert{nearest(encoder, experts)}")
+    if initialisation != NEIGHBOURS:
+        initialiser(initialisation)
+    if (initialisation == NEIGHBOURS) != (scores is not None):
+        raise MixtureError(
+            f"initialisation {NEIGHBOURS!r} and a table of scores belong together; "
+            f"give both or none (initialisation is {initialisation!r})"
+        )
+    if scores is not None and scores.scores.shape[1] != len(experts):
+        raise MixtureError(
+            f"the table of scores has {scores.scores.shape[1]} experts of {len(experts)}"
+        )
+
+
+def checked_prompts(
     experts: Iterable[str], given: Mapping[str, Iterable[str]], word: str
 ) -> dict[str, list[str]]:
     """Each expert's texts without repetitions, in the order of the experts."""
@@ -200,6 +280,7 @@ def _checked_prompts(
 
 def _details(summary: MixtureSummary) -> dict[str, Any]:
     """What `mixture.json` tells of the router; no place on this machine among it."""
+    items = summary.items
     return {
         "initialisation": summary.initialisation,
         "shrinkage": summary.shrinkage,
@@ -208,4 +289,5 @@ def _details(summary: MixtureSummary) -> dict[str, Any]:
         "validation": None
         if summary.validation is None
         else {"accuracy": summary.validation.accuracy, **asdict(summary.validation)},
+        **({} if items is None else {"items": asdict(items)}),
     }

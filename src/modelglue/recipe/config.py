@@ -7,6 +7,7 @@
          search: tasks/math.search.jsonl, report: tasks/math.report.jsonl}
     merge: {method: ties, parameters: {density: 0.5}}
     search: {strategies: [heuristic_average, {strategy: evolution, trials: 60}]}
+    mixture: {level: model, router: linear, input: sample}
     output: runs/first
 
 Paths are relative to the file. Everything is checked here, all problems at once, before a model
@@ -24,6 +25,7 @@ from modelglue.errors import ConfigError
 from modelglue.evaluate.task import TaskConfig
 from modelglue.evaluate.task_config import parse_tasks
 from modelglue.recipe.formula import Formula, parse_formula
+from modelglue.recipe.mixture_config import MixtureConfig, parse_mixture
 from modelglue.recipe.search_config import (
     SearchConfig,
     device_problems,
@@ -66,6 +68,7 @@ class RecipeConfig:
         threshold: least cosine similarity within a family.
         merge: the method by which models are merged, linear by default.
         search: the strategies to run in each family, and what accepts their best.
+        mixture: what stands behind a router, and how it is routed.
         device: where models run: cpu, cuda, cuda:1, mps …
         dtype: float32, bfloat16, float16, or auto (as stored).
         batch_size: rows evaluated together, or auto.
@@ -81,6 +84,7 @@ class RecipeConfig:
     threshold: float = 0.95
     merge: Formula = field(default_factory=Formula)
     search: SearchConfig = field(default_factory=SearchConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     device: str = "cpu"
     dtype: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
@@ -102,6 +106,7 @@ class RecipeConfig:
             "output": str(self.output),
             "merge": self.merge.to_mapping(),
             "search": self.search.to_mapping(),
+            "mixture": self.mixture.to_mapping(),
         }
         for name in ("threshold", "device", "dtype", "batch_size", "unsafe_code", "title"):
             mapping[name] = getattr(self, name)
@@ -123,7 +128,7 @@ SCALARS: dict[str, str] = {
     "unsafe_code": "true or false",
     "title": "text",
 }
-KEYS = ("models", "tasks", "output", "merge", "search", *SCALARS)
+KEYS = ("models", "tasks", "output", "merge", "search", "mixture", *SCALARS)
 
 
 def load_recipe(
@@ -166,6 +171,7 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
     problems += [p for name, setting in given.items() if (p := _scalar_problem(name, setting))]
     search = parse_search(value.get("search"), problems)
     problems += device_problems(search, str(given.get("device", "cpu")))
+    mixture = parse_mixture(value.get("mixture"), problems)
     merge = parse_formula(value.get("merge"), [entry.name for entry in models], problems)
     if merge.definition.needs_base and not merge.absorbs and not given.get("base"):
         problems.append(f"base: {merge.method} needs the model that the others come from")
@@ -179,6 +185,7 @@ def parse_recipe(value: object, *, root: Path = Path()) -> RecipeConfig:
         root / value["output"],
         merge=merge,
         search=search,
+        mixture=mixture,
         root=root,
         **given,
     )

@@ -1,0 +1,79 @@
+"""A bundle's experts behind one address: who answers what, and how much at once."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from modelglue.mixture.serving.backend import Backend
+from modelglue.mixture.serving.metrics import Metrics
+from modelglue.mixture.serving.refusals import Refusal, queue_full
+from modelglue.mixture.serving.requests import Message
+from modelglue.mixture.serving.settings import Limits, Timeouts
+
+RouteText = Callable[[str], Awaitable[str]]
+"""The expert's name for a text."""
+Opening = Callable[[Sequence[Message]], str]
+
+
+@dataclass
+class Gateway:
+    """What endpoints share.
+
+    Args:
+        name: what clients call the bundle; a request for it is routed.
+        route: chooses the expert for a text.
+        opening: the text that a conversation is routed on.
+        backends: who answers, by the expert's name.
+        key: that clients must give, if any.
+        log_prompts: also write down what was asked.
+    """
+
+    name: str
+    route: RouteText
+    opening: Opening
+    backends: Mapping[str, Backend]
+    limits: Limits
+    timeouts: Timeouts
+    metrics: Metrics
+    key: str | None = field(default=None, repr=False)
+    log_prompts: bool = False
+    _active: int = 0
+
+    @property
+    def models(self) -> list[str]:
+        """What may be asked for: the bundle, or an expert of it."""
+        return [self.name, *self.backends]
+
+    async def expert(self, model: str, text: str) -> str:
+        """The expert that a request goes to.
+
+        Raises:
+            Refusal: there is no such model.
+        """
+        if model == self.name:
+            return await self.route(text)
+        if model not in self.backends:
+            raise no_model(model)
+        return model
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Let a request in, unless there are too many.
+
+        Raises:
+            Refusal: 429.
+        """
+        if self._active >= self.limits.active:
+            raise queue_full(f"this server works on {self._active} requests")
+        self._active += 1
+        self.metrics.active.set(self._active)
+        try:
+            yield
+        finally:
+            self._active -= 1
+            self.metrics.active.set(self._active)
+
+
+def no_model(name: str) -> Refusal:
+    """The refusal of a name that nobody has."""
+    return Refusal(404, f"the model {name!r} does not exist", code="model_not_found", param="model")

@@ -1,0 +1,292 @@
+"""An expert that other servers answer for, over OpenAI's interface.
+
+A request goes to one replica. If that fails before the first text has come, another is asked and
+the client never knows; after it, the client is told that its answer broke off: what it has read
+cannot be taken back, and another replica would write another answer.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn
+
+import httpx
+
+from modelglue.mixture.serving.backend import Trace
+from modelglue.mixture.serving.events import BadEvent, read_events
+from modelglue.mixture.serving.refusals import Refusal
+from modelglue.mixture.serving.replicas import Replica, Replicas
+from modelglue.mixture.serving.requests import KNOWN, Request
+from modelglue.mixture.serving.settings import Timeouts
+from modelglue.mixture.serving.upstream_config import Upstream
+
+_PATHS = {"chat": "/chat/completions", "completion": "/completions"}
+_MOST_ERROR = 64 << 10
+
+Failed = Callable[[str], None]
+"""Told of the address of a replica that gave no answer."""
+
+
+class _Broken(Exception):
+    """A replica gave no answer, or half of one; another may do better.
+
+    Args:
+        refused: it took no connection.
+        busy: it is alive, and told us to come later; what a client is told if all are.
+    """
+
+    def __init__(self, why: str, *, refused: bool = False, busy: Refusal | None = None) -> None:
+        super().__init__(why)
+        self.refused = refused
+        self.busy = busy
+
+
+class UpstreamExpert:
+    """A `Backend` over the replicas of an expert."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        replicas: Replicas,
+        client: httpx.AsyncClient,
+        timeouts: Timeouts,
+        *,
+        failed: Failed,
+    ) -> None:
+        self._upstream = upstream
+        self._replicas = replicas
+        self._client = client
+        self._timeouts = timeouts
+        self._note_failed = failed
+        self._headers = {"accept-encoding": "identity"}
+        if upstream.key is not None:
+            self._headers["authorization"] = f"Bearer {upstream.key}"
+
+    def state(self) -> dict[str, Any]:
+        """See `Backend.state`."""
+        live = self._replicas.live
+        return {"live": live > 0, "replicas": len(self._replicas.all), "live_replicas": live}
+
+    async def complete(self, request: Request, trace: Trace) -> dict[str, Any]:
+        """See `Backend.complete`."""
+        tried: list[Replica] = []
+        last: _Broken | None = None
+        while True:
+            replica = await self._next(tried, last, trace)
+            try:
+                reply = await self._ask(replica, request)
+            except _Broken as error:
+                self._failed(replica, error)
+                tried.append(replica)
+                last = error
+            else:
+                self._replicas.succeeded(replica)
+                _note_usage(reply, trace)
+                return reply
+            finally:
+                self._replicas.release(replica)
+
+    async def stream(self, request: Request, trace: Trace) -> AsyncGenerator[dict[str, Any], None]:
+        """See `Backend.stream`."""
+        tried: list[Replica] = []
+        last: _Broken | None = None
+        while True:
+            replica = await self._next(tried, last, trace)
+            held: list[dict[str, Any]] | None = []  # until the first text; then None
+            try:
+                async with aclosing(self._chunks(replica, request)) as chunks:
+                    async for chunk in chunks:
+                        _note_usage(chunk, trace)
+                        if held is not None:
+                            held.append(chunk)
+                            if not _says_something(chunk):
+                                continue
+                            for kept in held:
+                                yield kept
+                            held = None
+                        else:
+                            yield chunk
+                self._replicas.succeeded(replica)
+                return
+            except _Broken as error:
+                self._failed(replica, error)
+                if held is None:
+                    raise Refusal(
+                        502,
+                        f"the server of expert {self._upstream.name!r} broke off: {error}",
+                        code="upstream_interrupted",
+                    ) from error
+                tried.append(replica)
+                last = error
+            finally:
+                self._replicas.release(replica)
+
+    async def _next(self, tried: list[Replica], last: _Broken | None, trace: Trace) -> Replica:
+        """The replica to ask; what the last one did wrong, where none is left."""
+        try:
+            replica = await self._replicas.lease(without=tried)
+        except Refusal as refusal:
+            if last is None or refusal.status != 503:
+                raise
+            if last.busy is not None:
+                raise last.busy from last
+            raise Refusal(
+                502,
+                f"no server of expert {self._upstream.name!r} answered; the last one: {last}",
+                code="upstream_failed",
+            ) from last
+        trace.replica, trace.retries = replica.url, len(tried)
+        return replica
+
+    def _failed(self, replica: Replica, error: _Broken) -> None:
+        if error.busy is None:
+            self._replicas.failed(replica, refused=error.refused)
+            self._note_failed(replica.url)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """What a replica is asked: OpenAI's fields, and others that it is said to understand."""
+        understood = KNOWN[request.kind] | self._upstream.fields
+        body = {
+            name: value
+            for name, value in request.body.items()
+            if name in understood and value is not None
+        }
+        return {**body, "model": self._upstream.model}
+
+    def _request(self, replica: Replica, request: Request) -> httpx.Request:
+        # What streams has a time between any two parts; what does not comes in one at the end.
+        silence = self._timeouts.first_byte if request.stream else self._timeouts.total
+        return self._client.build_request(
+            "POST",
+            replica.url + _PATHS[request.kind],
+            json=self._body(request),
+            headers=self._headers,
+            timeout=httpx.Timeout(silence, connect=self._timeouts.connect),
+        )
+
+    async def _ask(self, replica: Replica, request: Request) -> dict[str, Any]:
+        try:
+            response = await self._client.send(self._request(replica, request), stream=True)
+            try:
+                await self._require_answer(response)
+                content = await response.aread()
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise _broken(error) from error
+        with suppress(ValueError, RecursionError):
+            reply = json.loads(content)
+            if isinstance(reply, dict) and isinstance(reply.get("choices"), list):
+                return reply
+        raise _Broken("its answer is none of OpenAI's objects")
+
+    async def _chunks(
+        self, replica: Replica, request: Request
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        finished = False
+        try:
+            response = await self._client.send(self._request(replica, request), stream=True)
+            try:
+                await self._require_answer(response)
+                if "text/event-stream" not in response.headers.get("content-type", ""):
+                    raise _Broken("it was asked for a stream and gave none")
+                async for event in read_events(response.aiter_bytes()):
+                    if event is None:
+                        return
+                    if error := event.get("error"):
+                        raise _Broken(_message(error))
+                    finished = finished or _finishes(event)
+                    yield event
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise _broken(error) from error
+        except BadEvent as error:
+            raise _Broken(str(error)) from error
+        # Some servers close without [DONE]; what has a reason for its end is whole.
+        if not finished:
+            raise _Broken("the connection closed amid the answer")
+
+    async def _require_answer(self, response: httpx.Response) -> None:
+        """Raise unless an answer begins."""
+        status = response.status_code
+        if status == 200:
+            return
+        content = b""
+        async for part in response.aiter_bytes():
+            content += part
+            if len(content) > _MOST_ERROR:
+                break
+        message = _message(_decoded(content)) or f"status {status}"
+        if status == 429:
+            wait = response.headers.get("retry-after", "")
+            busy = Refusal(
+                429,
+                f"the servers of expert {self._upstream.name!r} are busy: {message}",
+                code="upstream_busy",
+                kind="rate_limit_error",
+                retry_after=int(wait) if wait.isdecimal() else 1,
+            )
+            raise _Broken(message, busy=busy)
+        if status >= 500:
+            raise _Broken(f"status {status}: {message}")
+        self._refuse(status, message)
+
+    def _refuse(self, status: int, message: str) -> NoReturn:
+        name = self._upstream.name
+        # The client's own key and model were right; it is the gateway that is set up wrongly.
+        if status in (401, 403, 404, 405) or status < 400:
+            raise Refusal(
+                502,
+                f"the server of expert {name!r} does not take what this gateway asks "
+                f"(status {status}); see the gateway's upstreams",
+                code="upstream_refused",
+            )
+        raise Refusal(status, f"expert {name!r}: {message}", code="upstream_refused")
+
+
+def _broken(error: httpx.HTTPError) -> _Broken:
+    refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+    what = "time-out" if isinstance(error, httpx.TimeoutException) else type(error).__name__
+    return _Broken(f"{what} {error}".strip(), refused=refused)
+
+
+def _decoded(content: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(content)
+    return None
+
+
+def _message(value: Any) -> str:
+    """What an error object says, in any of the shapes that servers use."""
+    if isinstance(value, dict):
+        for name in ("message", "error", "detail"):
+            if name in value:
+                return _message(value[name])
+    return str(value)[:500] if value else ""
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+
+
+def _finishes(chunk: dict[str, Any]) -> bool:
+    return any(choice.get("finish_reason") for choice in _choices(chunk))
+
+
+def _says_something(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk holds more than whose turn it is."""
+    for choice in _choices(chunk):
+        delta = choice.get("delta")
+        said = {k: v for k, v in delta.items() if k != "role"} if isinstance(delta, dict) else {}
+        if choice.get("text") or any(said.values()) or choice.get("finish_reason"):
+            return True
+    return False
+
+
+def _note_usage(reply: dict[str, Any], trace: Trace) -> None:
+    if isinstance(usage := reply.get("usage"), dict):
+        for name in ("prompt_tokens", "completion_tokens"):
+            if isinstance(count := usage.get(name), int):
+                setattr(trace, name, count)

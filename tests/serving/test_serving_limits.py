@@ -1,0 +1,224 @@
+"""Keys, queues, memory, and servers that are told to stop."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from serving_samples import PROMPTS, client, metric, process, running, until
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import InputError, MixtureError, RunError
+from modelglue.mixture.bundle import Bundle
+from modelglue.mixture.serving.assemble import Settings, assemble
+from modelglue.mixture.serving.run import serve
+from modelglue.mixture.serving.settings import Limits, Timeouts
+
+LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "temperature": 0}
+
+
+def test_without_the_right_key_nothing_is_answered(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(key="sesame"))) as address:
+        for key in ("open", "sesam", "sesame2"):
+            with pytest.raises(openai.AuthenticationError) as caught:
+                client(address, api_key=key).completions.create(model="glued", prompt="a")
+            assert caught.value.code == "invalid_api_key"
+            assert key not in str(caught.value)
+        for path in ("v1/models", "metrics", "v1/models/words"):
+            assert httpx.get(f"{address}/{path}").status_code == 401
+        # A balancer that looks after it knows no key.
+        assert httpx.get(f"{address}/health").status_code == 200
+        api = client(address, api_key="sesame")
+        assert api.completions.create(model="glued", prompt="Q: 1").choices
+        assert len(list(api.models.list())) == 4
+
+
+def test_a_body_is_not_read_before_the_key_is_known(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(key="sesame"))) as address:
+        reply = httpx.post(f"{address}/v1/completions", content=b" " * 3_000_000)
+        assert reply.status_code == 401
+
+
+def test_beyond_the_queue_clients_are_told_to_come_back(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(limits=Limits(queue=2)))) as address:
+
+        async def ask(api: openai.AsyncOpenAI) -> openai.RateLimitError | None:
+            try:
+                await api.completions.create(**LONG)
+            except openai.RateLimitError as error:
+                return error
+            return None
+
+        async def run() -> list[openai.RateLimitError | None]:
+            api = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            async with api:
+                return await asyncio.gather(*(ask(api) for _ in range(12)))
+
+        answers = asyncio.run(run())
+        refusals = [error for error in answers if error is not None]
+        assert 0 < len(refusals) < len(answers)
+        for error in refusals:
+            assert error.code == "queue_full"
+            assert int(error.response.headers["retry-after"]) >= 1
+        # OpenAI's client comes back by itself.
+        assert client(address, max_retries=5).completions.create(**LONG).choices
+
+
+def test_beyond_all_that_may_be_at_work_clients_are_told_so(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(limits=Limits(active=1)))) as address:
+        answer = client(address).completions.create(stream=True, **LONG)
+        next(iter(answer))
+        with pytest.raises(openai.RateLimitError):
+            client(address).completions.create(model="glued", prompt="a")
+        answer.close()
+        until(lambda: metric(address, "modelglue_active_requests") == 0)
+        assert client(address).completions.create(model="glued", prompt="Q: 1").choices
+
+
+def test_a_request_that_does_not_come_is_given_up(bundle: Bundle) -> None:
+    import socket
+
+    with running(assemble(bundle, Settings(timeouts=Timeouts(body=0.2)))) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            assert line.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_second_expert_within_memory_unloads_the_least_recently_used(
+    bundle: Bundle, expert_folders: dict[str, Path]
+) -> None:
+    with Checkpoint.open(expert_folders["words"]) as checkpoint:
+        room = int(checkpoint.nbytes * 2.5)
+    with running(assemble(bundle, Settings(memory=room))) as address:
+
+        def loaded() -> set[str]:
+            experts = httpx.get(f"{address}/health").json()["experts"]
+            return {name for name, state in experts.items() if state["loaded"]}
+
+        api = client(address)
+        assert loaded() == set()
+        for name, then in (
+            ("numbers", {"numbers"}),
+            ("words", {"numbers", "words"}),
+            ("numbers", {"numbers", "words"}),
+            ("signs", {"numbers", "signs"}),
+        ):
+            prompt = PROMPTS[name][0]
+            reply = api.completions.create(
+                model="glued", prompt=prompt, temperature=0, max_tokens=4
+            )
+            assert reply.choices[0].text == bundle.generate([prompt], max_new_tokens=4)[0]
+            assert loaded() == then
+        assert metric(address, "modelglue_expert_unloads_total") == 1
+        assert metric(address, "modelglue_expert_bytes") <= room
+
+
+def test_an_expert_larger_than_memory_is_refused_before_any_work(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"cannot hold numbers.*words.*signs.*--memory"):
+        assemble(bundle, Settings(memory=1000))
+
+
+def test_a_bundle_may_not_be_called_as_its_expert(bundle: Bundle) -> None:
+    with pytest.raises(MixtureError, match="--name"):
+        assemble(bundle, Settings(name="words"))
+
+
+def test_a_taken_port_is_told(bundle_path: Path) -> None:
+    import socket
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as line,
+        pytest.raises(RunError, match="cannot be listened on"),
+    ):
+        serve(bundle_path, Settings(), port=line.getsockname()[1])
+
+
+def test_told_to_stop_it_finishes_what_streams_and_takes_nothing_new(
+    bundle_path: Path,
+) -> None:
+    words = ["-m", "modelglue.cli", "serve", bundle_path, "--port", 0, "--name", "other"]
+    with process([*words, "--api-key-env", "KEY"], KEY="sesame") as (program, address):
+        answer = client(address, api_key="sesame").completions.create(
+            stream=True, **{**LONG, "max_tokens": 200}
+        )
+        parts = iter(answer)
+        told = [next(parts)]
+        os.kill(program.pid, signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                httpx.get(f"{address}/health")
+            except httpx.ConnectError:
+                return True
+            return False
+
+        until(refused, 5)
+        told += list(parts)
+        assert told[-1].choices[0].finish_reason in ("length", "stop")
+        assert program.wait(timeout=20) == 0
+
+
+def test_the_log_has_a_line_for_each_request_without_its_text_or_key(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "Q: 12345 secretly"
+    with caplog.at_level("INFO", "modelglue.access"):
+        with running(assemble(bundle, Settings(key="sesame"))) as address:
+            api = client(address, api_key="sesame")
+            api.completions.create(model="numbers", prompt=secret, max_tokens=3, user="me")
+            with pytest.raises(openai.NotFoundError):
+                api.completions.create(model="nobody", prompt=secret)
+        first, second = (json.loads(record.message) for record in caplog.records)
+        assert (first["status"], first["expert"], first["completion_tokens"]) == (200, "numbers", 3)
+        assert (second["status"], second["error"]) == (404, "model_not_found")
+        assert "secretly" not in caplog.text
+        assert "sesame" not in caplog.text
+        with running(assemble(bundle, Settings(log_prompts=True))) as address:
+            client(address).completions.create(model="numbers", prompt=secret, max_tokens=3)
+        assert "secretly" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--api-key-env", "NOT_SET"], "'NOT_SET' is not set"),
+        (["--memory", "0.000001"], "--memory"),
+        (["--upstreams", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    bundle_path: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from modelglue.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["modelglue", "serve", str(bundle_path), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_server_that_anybody_can_reach_warns_of_it(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modelglue.cli import main
+    from modelglue.mixture.serving import run
+
+    monkeypatch.setattr(run, "serve", lambda *_args, **_options: None)
+    for words, warns in (([], False), (["--host", "0.0.0.0"], True)):
+        monkeypatch.setattr(sys, "argv", ["modelglue", "serve", str(bundle_path), *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        assert ("--api-key-env" in capsys.readouterr().err) == warns
