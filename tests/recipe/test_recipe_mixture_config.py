@@ -3,10 +3,11 @@
 import pytest
 
 from modelglue.mixture.notation import MixtureKind, impossible
-from modelglue.recipe.mixture_config import MixtureConfig, parse_mixture
+from modelglue.mixture.router_prompts import INITIALISATIONS
+from modelglue.recipe.mixture_config import OWN, FinalMixture, parse_mixture
 
 
-def parsed(value: object) -> MixtureConfig:
+def parsed(value: object) -> FinalMixture:
     problems: list[str] = []
     found = parse_mixture(value, problems)
     assert problems == []
@@ -20,7 +21,7 @@ def problems_of(value: object) -> list[str]:
 
 
 def test_nothing_said_is_the_papers_model_level_router() -> None:
-    assert parsed(None) == MixtureConfig(MixtureKind("model", "linear", "sample"))
+    assert parsed(None) == FinalMixture(MixtureKind("model", "linear", "sample"))
 
 
 def test_none_is_no_mixture() -> None:
@@ -84,3 +85,7 @@ def test_several_experts_at_block_level_are_refused_with_what_can_be() -> None:
 def test_more_experts_cannot_answer_than_there_are() -> None:
     assert impossible(MixtureKind(top_k=3), experts=2) is not None
     assert impossible(MixtureKind(top_k=2), experts=2) is None
+
+
+def test_routers_of_a_recipe_are_initialised_in_every_way_that_prompts_allow() -> None:
+    assert set(OWN["initialisation"]) == set(INITIALISATIONS)

@@ -10,6 +10,7 @@ from modelglue.evaluate.statistics import paired_difference
 from modelglue.recipe.choose import Team
 from modelglue.recipe.contest import Result, best_single, oracle
 from modelglue.recipe.family_choice import FamilyChoice
+from modelglue.recipe.mixing import is_bundle
 from modelglue.recipe.session import Session
 from modelglue.report.data import (
     AcceptanceTest,
@@ -122,10 +123,16 @@ def _fate(session: Session, name: str, choice: FamilyChoice, team: Team) -> tupl
     """What became of a model, and why."""
     if name in choice.failed:
         return "dropped", f"it cannot be scored: {choice.failed[name]}"
+    if name in team.leads and name != choice.label:
+        return "expert", f"as it is, for {', '.join(team.leads[name])}"
     if name not in models_of(choice.coefficients):
         by = "the accepting test" if choice.winner is None else choice.winner
         return "dropped", f"{by} for {', '.join(choice.tasks)}: {_why(name, choice)}"
     if choice.label not in team.leads:
+        kind = session.config.mixture.kind
+        if kind is not None and session.config.mixture.experts == "models" and not is_bundle(kind):
+            share = session.config.merge.share(choice.coefficients, name, choice.members)
+            return "merged", f"{share} in {choice.label}, which lends what the experts share"
         return "dropped", "the best of its family leads at no task"
     led = ", ".join(team.leads[choice.label]) or "prompts that were given for it"
     if choice.single is None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import SplitName, Task
-from modelglue.mixture.mix import mix
 from modelglue.recipe.inputs import refuse_changed
 from modelglue.recipe.session import Session
 from modelglue.zoo.cluster import Clustering, cluster
@@ -83,62 +82,6 @@ def choose_team(candidates: Mapping[str, Scores], asked_for: Iterable[str] = ())
     )
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A model that may become an expert.
-
-    Attributes:
-        members: the models of the zoo whose router prompts are its own: a family, or one model.
-        folder: the checkpoint.
-        scores: its own on the search items.
-    """
-
-    members: tuple[str, ...]
-    folder: Path
-    scores: Scores
-
-
-def write_mixture(
-    session: Session, stage: str, team: Team, candidates: Mapping[str, Candidate]
-) -> dict[str, Any]:
-    """A bundle of the team, its router initialised from prompts; nothing is trained."""
-
-    def work(folder: Path) -> dict[str, Any]:
-        session.tell(stage, f"a router over {', '.join(team.leads)}")
-        summary = mix(
-            {name: candidates[name].folder for name in team.leads},
-            {
-                name: prompts_for(session, candidates[name].members, tasks)
-                for name, tasks in team.leads.items()
-            },
-            folder / "bundle",
-            reasons={name: _why(tasks) for name, tasks in team.leads.items()},
-            device=session.config.device,
-        )
-        return {
-            "leads": {name: list(tasks) for name, tasks in team.leads.items()},
-            "encoder": summary.encoder,
-            "condition": summary.condition,
-            "validation": summary.validation and summary.validation.accuracy,
-        }
-
-    return session.run.stage(stage, work)
-
-
-def prompts_for(session: Session, members: Iterable[str], leads: Iterable[str]) -> list[str]:
-    """What the router is to send to an expert: the user's prompts, else the tasks' search items.
-
-    Args:
-        members: the models that the expert stands for.
-        leads: the tasks that are its own.
-    """
-    given = given_prompts(session, members)
-    if given:
-        return given
-    tasks = {task.name: task for task in session.inputs.tasks}
-    return [prompt for name in leads for prompt in prompts_of(tasks[name], "search")]
-
-
 def given_prompts(session: Session, members: Iterable[str]) -> list[str]:
     """The router prompts that the user gave for any of these models."""
     own = set(members)
@@ -149,8 +92,3 @@ def given_prompts(session: Session, members: Iterable[str]) -> list[str]:
 def prompts_of(task: Task, split: SplitName) -> list[str]:
     """What the router sees of each item of a split."""
     return [item.prompt for item in task.items(split)]
-
-
-def _why(tasks: Iterable[str]) -> str:
-    led = ", ".join(tasks)
-    return f"best on the search items of {led}" if led else "prompts were given for it"

@@ -25,7 +25,7 @@ from modelglue.errors import ConfigError
 from modelglue.evaluate.task import TaskConfig
 from modelglue.evaluate.task_config import parse_tasks
 from modelglue.recipe.formula import Formula, parse_formula
-from modelglue.recipe.mixture_config import MixtureConfig, parse_mixture
+from modelglue.recipe.mixture_config import FinalMixture, parse_mixture
 from modelglue.recipe.search_config import (
     SearchConfig,
     device_problems,
@@ -84,7 +84,7 @@ class RecipeConfig:
     threshold: float = 0.95
     merge: Formula = field(default_factory=Formula)
     search: SearchConfig = field(default_factory=SearchConfig)
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    mixture: FinalMixture = field(default_factory=FinalMixture)
     device: str = "cpu"
     dtype: str = "auto"
     batch_size: int | Literal["auto"] = "auto"

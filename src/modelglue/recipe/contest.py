@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modelglue.evaluate.scores import Scores, TaskScores
+from modelglue.journal import read_json
+from modelglue.mixture.bundle import Bundle
+from modelglue.mixture.inspect_routes import inspect_routes
 from modelglue.recipe.choose import prompts_of
 from modelglue.recipe.session import Session
 
@@ -122,29 +125,35 @@ def oracle(results: Iterable[Result]) -> Result:
 
 
 def count_routes(session: Session, stage: str) -> dict[str, Any]:
-    """How many report items of each task go to each expert of a mixture."""
+    """How many report items of each task go to each expert of a mixture, for the most part."""
 
     def work(folder: Any) -> dict[str, Any]:
-        bundle = session.bundle(stage)
+        experts = list(read_json(session.run.folder(stage) / "manifest.json")["leads"])
+        mixture = session.mixture_folder(stage)
         counts = []
         for task in session.inputs.tasks:
-            routes = bundle.route(prompts_of(task, "report"))
+            routes = inspect_routes(
+                mixture, prompts_of(task, "report"), device=session.config.device
+            )
             chosen = [route.expert for route in routes]
-            counts.append([chosen.count(index) for index in range(len(bundle.experts))])
-        return {"experts": list(bundle.experts), "counts": counts}
+            counts.append([chosen.count(name) for name in experts])
+        return {"experts": experts, "counts": counts}
 
     return session.run.stage("routes", work)
 
 
 def _model(session: Session, entrant: Contestant) -> Any:
     if entrant.bundle is not None:
-        return session.bundle(entrant.bundle)
+        return session.mixture(entrant.bundle)
     return session.family(entrant.models).model(dict(entrant.coefficients or {}))
 
 
 def _cost(session: Session, entrant: Contestant) -> dict[str, int]:
     if entrant.bundle is not None:
-        bundle = session.bundle(entrant.bundle)
-        return {"stored": bundle.parameters_stored, "active": bundle.parameters_active}
+        mixture = session.mixture(entrant.bundle)
+        if isinstance(mixture, Bundle):
+            return {"stored": mixture.parameters_stored, "active": mixture.parameters_active}
+        told = read_json(session.run.folder(entrant.bundle) / "manifest.json")
+        return {"stored": told["stored"], "active": told["active"]}
     size = session.inputs.models[entrant.models[0]].parameters
     return {"stored": size, "active": size}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelglue.evaluate.threads import threads_for
+from modelglue.mixture.notation import MixtureKind
 from modelglue.recipe import choose, contest
 from modelglue.recipe.assemble import assemble
-from modelglue.recipe.choose import Candidate, Team
+from modelglue.recipe.choose import Team
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.contest import Contestant
 from modelglue.recipe.estimate import mergeable_groups
@@ -23,6 +24,12 @@ from modelglue.recipe.family import (
 )
 from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.inputs import open_inputs
+from modelglue.recipe.mixing import (
+    Candidate,
+    Experts,
+    fitting,
+    write_mixture,
+)
 from modelglue.recipe.rundir import RunDirectory
 from modelglue.recipe.session import Session
 from modelglue.report.data import RunReport
@@ -86,21 +93,15 @@ def glue(
             choose_in_family(session, number, members, looks=looks)
             for number, members in enumerate(families, start=1)
         ]
-        asked_for = [c.label for c in choices if choose.given_prompts(session, c.members)]
-        leads = choose.choose_team({c.label: c.proposing for c in choices}, asked_for).leads
-        chosen = [
-            choose_for_tasks(session, choice, leads[choice.label], looks=looks)
-            for choice in choices
-            if choice.label in leads
-        ]
-        team = Team({c.label: leads[choices[c.number - 1].label] for c in chosen})
-        candidates = merged_candidates(session, chosen)
+        chosen, experts = _experts(session, choices, looks=looks)
+        team = experts.team
+        kind = config.mixture.kind or MixtureKind()
         if len(team.leads) > 1:
-            choose.write_mixture(session, "mixture", team, candidates)
+            write_mixture(session, "mixture", experts, kind=kind)
         singles = single_candidates(session, choices)
         rivals = choose.choose_team({name: single.scores for name, single in singles.items()})
         if len(rivals.leads) > 1:
-            choose.write_mixture(session, "unmerged", rivals, singles)
+            write_mixture(session, "unmerged", Experts(rivals, singles), kind=MixtureKind())
         # Every choice stands in a manifest; only now are the report items looked at.
         entrants = contestants(session, choices, chosen, team, rivals)
         results = contest.hold(session, entrants)
@@ -117,10 +118,47 @@ def glue(
             None if resumed else time.monotonic() - began,
             command,
         )
-        model = _point_at(run, _model_folder(run, team.leads, candidates))
+        model = _point_at(run, _model_folder(session, experts))
         write_report(report, run.path)
         run.stage("done", lambda folder: {"model": str(model.relative_to(run.path))})
         return Outcome(run.path, model, report, fresh=True)
+
+
+def _experts(
+    session: Session, choices: list[FamilyChoice], *, looks: int
+) -> tuple[list[FamilyChoice], Experts]:
+    """What of the families goes on, and who stands behind the router."""
+    config = session.config.mixture
+    if config.kind is None:
+        best = max(choices, key=lambda choice: choice.scores.mean)
+        return [best], Experts(Team({best.label: best.tasks}), merged_candidates(session, [best]))
+    if config.experts == "models":
+        singles = single_candidates(session, choices)
+        usable = _usable(session, {n: each.folder for n, each in singles.items()}, config.kind)
+        team = choose.choose_team({name: singles[name].scores for name in usable})
+        (dense,) = merged_candidates(session, choices[:1]).values()
+        return choices[:1], Experts(team, singles, dense.folder)
+    folders = {c.label: session.folder_of(c.members[0]) for c in choices}
+    usable = _usable(session, folders, config.kind)
+    families = [choice for choice in choices if choice.label in usable]
+    asked_for = [c.label for c in families if choose.given_prompts(session, c.members)]
+    leads = choose.choose_team({c.label: c.proposing for c in families}, asked_for).leads
+    chosen = [
+        choose_for_tasks(session, choice, leads[choice.label], looks=looks)
+        for choice in families
+        if choice.label in leads
+    ]
+    team = Team({c.label: leads[choices[c.number - 1].label] for c in chosen})
+    return chosen, Experts(team, merged_candidates(session, chosen))
+
+
+def _usable(session: Session, folders: dict[str, Path], kind: MixtureKind) -> list[str]:
+    """Who fits into the mixture beside the first, which is of the largest family."""
+    found = fitting(folders, kind)
+    for name, reason in found.items():
+        if reason is not None:
+            session.note(f"{name} is no expert of this mixture: {reason}")
+    return [name for name, reason in found.items() if reason is None]
 
 
 def ordered_families(config: RecipeConfig, clustering: Clustering) -> list[tuple[str, ...]]:
@@ -141,11 +179,7 @@ def merged_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str
 def single_candidates(session: Session, choices: list[FamilyChoice]) -> dict[str, Candidate]:
     """Every model of the zoo as it is, but for those that cannot be scored."""
     scores = {name: own for choice in choices for name, own in choice.singles.items()}
-    return {
-        name: Candidate((name,), session.folder_of(name), scores[name])
-        for name in session.config.names
-        if name in scores
-    }
+    return {name: Candidate((name,), session.folder_of(name), scores[name]) for name in scores}
 
 
 def contestants(
@@ -195,11 +229,18 @@ def contestants(
             Contestant("glued model", "glued", bundle="mixture", note=", ".join(team.leads))
         )
     else:
-        (sole,) = chosen
-        rows.append(
-            Contestant("glued model", "glued", sole.members, sole.coefficients, note=sole.label)
-        )
+        (sole,) = team.leads
+        rows.append(_alone(sole, choices, chosen))
     return rows
+
+
+def _alone(name: str, choices: list[FamilyChoice], chosen: list[FamilyChoice]) -> Contestant:
+    """The glued model where nobody stands beside it: a family's choice, or a model of the zoo."""
+    found = next((choice for choice in chosen if choice.label == name), None)
+    if found is not None:
+        return Contestant("glued model", "glued", found.members, found.coefficients, note=name)
+    family = next(choice.members for choice in choices if name in choice.members)
+    return Contestant("glued model", "glued", family, {name: 1.0}, note=name)
 
 
 def _mergeable(session: Session, group: tuple[str, ...]) -> bool:
@@ -218,12 +259,10 @@ def _uniform(name: str, group: tuple[str, ...], members: tuple[str, ...]) -> Con
     )
 
 
-def _model_folder(
-    run: RunDirectory, leads: dict[str, tuple[str, ...]], candidates: dict[str, Candidate]
-) -> Path:
-    if len(leads) > 1:
-        return run.folder("mixture") / "bundle"
-    return candidates[next(iter(leads))].folder
+def _model_folder(session: Session, experts: Experts) -> Path:
+    if len(experts.team.leads) > 1:
+        return session.mixture_folder("mixture")
+    return experts.candidates[next(iter(experts.team.leads))].folder
 
 
 def _point_at(run: RunDirectory, folder: Path) -> Path:

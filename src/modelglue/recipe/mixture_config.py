@@ -15,12 +15,12 @@ from modelglue.registry import nearest
 
 OWN: Mapping[str, tuple[str, ...]] = {
     "experts": ("families", "models"),
-    "initialisation": ("discriminant", "mean_difference", "random"),
+    "initialisation": ("discriminant", "mean_difference", "nearest_mean", "random"),
 }
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
+class FinalMixture:
     """Which mixture a recipe ends in.
 
     Attributes:
@@ -42,12 +42,12 @@ class MixtureConfig:
         return self.kind.to_mapping() | own
 
 
-def parse_mixture(value: object, problems: list[str]) -> MixtureConfig:
+def parse_mixture(value: object, problems: list[str]) -> FinalMixture:
     """Read the section; what is wrong is added to `problems`."""
     if value is None:
-        return MixtureConfig()
+        return FinalMixture()
     if value == "none":
-        return MixtureConfig(kind=None)
+        return FinalMixture(kind=None)
     own: dict[str, Any] = {}
     if isinstance(value, dict):
         own = {key: value[key] for key in OWN if value.get(key) is not None}
@@ -58,4 +58,4 @@ def parse_mixture(value: object, problems: list[str]) -> MixtureConfig:
                 f"mixture.{key}: {word!r} is none of {', '.join(OWN[key])}"
                 f"{nearest(str(word), OWN[key])}"
             )
-    return MixtureConfig(parse_kind(value, where="mixture", problems=problems), **own)
+    return FinalMixture(parse_kind(value, where="mixture", problems=problems), **own)

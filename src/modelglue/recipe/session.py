@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.task import Task
+from modelglue.journal import read_json
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.division import Parts
@@ -33,7 +35,9 @@ class Session:
     run: RunDirectory
     listen: Listener
     notes: tuple[str, ...] = ()
-    _held: tuple[tuple[str, ...], Family | Bundle] | None = field(default=None, repr=False)
+    _held: tuple[tuple[str, ...], Family | Bundle | HuggingFaceModel] | None = field(
+        default=None, repr=False
+    )
 
     def __post_init__(self) -> None:
         self.notes += tuple(search_notes(self.config.search, self.inputs.models))
@@ -54,21 +58,28 @@ class Session:
             raise TypeError(f"{key} is held as a mixture")
         return self._held[1]
 
-    def bundle(self, stage: str) -> Bundle:
+    def mixture(self, stage: str) -> Bundle | HuggingFaceModel:
         """The mixture that a stage wrote; what was held before is let go."""
-        key = (stage, "bundle")
+        key = (stage, "mixture")
         if self._held is None or self._held[0] != key:
             self._held = None
-            bundle = Bundle.load(
-                self.run.folder(stage) / "bundle",
+            folder = self.mixture_folder(stage)
+            load = Bundle.load if folder.name == "bundle" else HuggingFaceModel.load
+            mixture = load(
+                folder,
                 device=self.config.device,
                 dtype=self.config.dtype,
                 batch_size=self.config.batch_size,
             )
-            self._held = (key, bundle)
-        if not isinstance(self._held[1], Bundle):
+            self._held = (key, mixture)
+        if isinstance(self._held[1], Family):
             raise TypeError(f"{key} is held as a family")
         return self._held[1]
+
+    def mixture_folder(self, stage: str) -> Path:
+        """Where the mixture lies that a stage wrote."""
+        folder = self.run.folder(stage)
+        return folder / str(read_json(folder / "manifest.json")["folder"])
 
     def folder_of(self, name: str) -> Path:
         """A model of the zoo as a plain folder; an adapter is merged into its base there, once."""

@@ -1,0 +1,141 @@
+"""Who stands behind the router, and the mixture that they become. Search items only."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelglue.checkpoint.reader import Checkpoint
+from modelglue.errors import MixtureError
+from modelglue.evaluate.scores import Scores
+from modelglue.mixture.compose import compose
+from modelglue.mixture.mix import MixtureSummary
+from modelglue.mixture.notation import MixtureKind
+from modelglue.mixture.surgery import check_layers
+from modelglue.mixture.together import vocabularies_differ
+from modelglue.recipe.choose import Team, given_prompts, prompts_of
+from modelglue.recipe.session import Session
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may become an expert.
+
+    Attributes:
+        members: the models of the zoo whose router prompts are its own: a family, or one model.
+        folder: the checkpoint.
+        scores: its own on the search items.
+    """
+
+    members: tuple[str, ...]
+    folder: Path
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What a mixture is made of.
+
+    Attributes:
+        team: the experts, and what each is there for.
+        candidates: at least those, by name.
+        dense: what lends the parts that experts share, at levels where they do; by default the
+            first expert.
+    """
+
+    team: Team
+    candidates: Mapping[str, Candidate]
+    dense: Path | None = None
+
+
+def fitting(folders: Mapping[str, Path], kind: MixtureKind) -> dict[str, str | None]:
+    """Who can be an expert beside the first of them: None, or why not; no weight is read.
+
+    Args:
+        folders: name → its checkpoint, or one of the same architecture and vocabulary.
+        kind: of the mixture.
+    """
+    (first, own), *others = folders.items()
+    found: dict[str, str | None] = {first: None}
+    for name, folder in others:
+        pair = {first: own, name: folder}
+        if not is_bundle(kind):
+            found[name] = _misfit(pair, own, kind)
+        else:
+            found[name] = vocabularies_differ(pair) if kind.top_k > 1 else None
+    return found
+
+
+def _misfit(experts: Mapping[str, Path], dense: Path, kind: MixtureKind) -> str | None:
+    try:
+        check_layers(experts, dense, kind=kind)
+    except MixtureError as error:
+        return str(error)
+    return None
+
+
+def is_bundle(kind: MixtureKind) -> bool:
+    """Whether a mixture is whole models side by side."""
+    return kind.level == "model" and kind.shared_layers == 0
+
+
+def write_mixture(
+    session: Session, stage: str, experts: Experts, *, kind: MixtureKind
+) -> dict[str, Any]:
+    """The team behind a router that is initialised from prompts; nothing is trained."""
+
+    def work(folder: Path) -> dict[str, Any]:
+        leads, found = experts.team.leads, experts.candidates
+        session.tell(stage, f"a router over {', '.join(leads)}")
+        out = folder / ("bundle" if is_bundle(kind) else "checkpoint")
+        summary = compose(
+            {name: found[name].folder for name in leads},
+            {name: prompts_for(session, found[name].members, own) for name, own in leads.items()},
+            out,
+            kind=replace(kind, top_k=min(kind.top_k, len(leads))),
+            dense=experts.dense,
+            reasons={name: _why(tasks) for name, tasks in leads.items()},
+            initialisation=session.config.mixture.initialisation,
+            seed=session.config.search.seed,
+            device=session.config.device,
+        )
+        return {
+            "folder": out.name,
+            "leads": {name: list(tasks) for name, tasks in leads.items()},
+            "encoder": summary.encoder,
+            "condition": summary.condition,
+            "validation": summary.validation and summary.validation.accuracy,
+            **_size(summary, kind),
+        }
+
+    return session.run.stage(stage, work)
+
+
+def _size(summary: MixtureSummary, kind: MixtureKind) -> dict[str, int]:
+    """Parameters stored, and those at work at a time: of a checkpoint; a bundle says so itself."""
+    if is_bundle(kind):
+        return {}
+    count = len(summary.experts)
+    with Checkpoint.open(summary.path) as checkpoint:
+        stored = checkpoint.parameters
+        mixed = sum(spec.numel for name, spec in checkpoint.tensors.items() if "expert" in name)
+    return {"stored": stored, "active": stored - mixed + mixed * kind.top_k // count}
+
+
+def prompts_for(session: Session, members: Iterable[str], leads: Iterable[str]) -> list[str]:
+    """What the router is to send to an expert: the user's prompts, else the tasks' search items.
+
+    Args:
+        members: the models that the expert stands for.
+        leads: the tasks that are its own.
+    """
+    given = given_prompts(session, members)
+    if given:
+        return given
+    tasks = {task.name: task for task in session.inputs.tasks}
+    return [prompt for name in leads for prompt in prompts_of(tasks[name], "search")]
+
+
+def _why(tasks: Iterable[str]) -> str:
+    led = ", ".join(tasks)
+    return f"best on the search items of {led}" if led else "prompts were given for it"
