@@ -111,7 +111,7 @@ def test_it_finds_who_is_good_where_and_says_so():
 
 
 def test_the_linear_router_fitted_to_it_goes_the_same_way():
-    features, scores, owner = table(items=200)
+    features, scores, _ = table(items=200)
     router = nearest_items(features, scores)
     fitted = router.fitted()
     points, _, _ = table(items=100, seed=0)
