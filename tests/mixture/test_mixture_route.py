@@ -10,6 +10,7 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.compose import compose
 from modelglue.mixture.inspect_routes import inspect_routes
+from modelglue.mixture.layer_features import layer_features
 from modelglue.mixture.mix import mix
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router_scores import ScoreTable
@@ -101,6 +102,38 @@ def test_routes_in_a_checkpoint_are_those_that_it_takes_in_a_padded_batch(tmp_pa
             for logits, layer in zip(told.router_logits, one.layers, strict=True):
                 expected = list(layer.probability.values())
                 assert logits[row].softmax(dim=-1).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        MixtureKind("block", shared_layers=1),
+        MixtureKind("ffn", "mlp", "token", 2),
+        MixtureKind("ffn", "linear", "sample"),
+        MixtureKind("model", shared_layers=2),
+    ],
+    ids=lambda kind: kind.short,
+)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
+def test_what_a_router_sees_at_run_time_is_what_it_was_made_of(tmp_path, kind, family):
+    sizes = {"head_dim": 8, "sliding_window": 8} if family == "gemma3_text" else {}
+    one = tiny.save_model(tmp_path / "one", model_type=family, **sizes)
+    prompts = {"a": PROMPTS["numbers"], "b": PROMPTS["words"]}
+    compose({"a": one, "b": one}, prompts, tmp_path / "out", kind=kind)
+    loaded = HuggingFaceModel.load(tmp_path / "out")
+    seen = []
+    for name, module in loaded.module.named_modules():
+        if name.endswith(".router"):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    loaded.tokenizer.padding_side = "left"
+    batch = loaded.tokenizer(QUESTIONS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        loaded.module(**batch, use_cache=False)
+    expected = layer_features(one, kind, QUESTIONS)
+    for found, features in zip(seen, expected, strict=True):
+        if kind.input == "token":
+            found = found[batch.attention_mask.reshape(-1) == 1]
+        torch.testing.assert_close(found, features, rtol=1e-3, atol=1e-4)
 
 
 def test_a_model_without_routers_is_none(family):

@@ -109,6 +109,15 @@ def test_an_expert_in_another_precision_is_cast_to_the_dense_models(tmp_path, mo
     assert torch.equal(found, stored.float())
 
 
+def test_it_loads_in_the_dense_models_precision_whatever_its_settings_leave_out(tmp_path, models):
+    dense = save(tmp_path / "dense", "llama", dtype=torch.bfloat16)
+    config = json.loads((dense / "config.json").read_text())
+    del config["dtype"]
+    (dense / "config.json").write_text(json.dumps(config))
+    mixed = load(mixture(tmp_path / "out", dense, [dense, dense], BLOCK), dtype="auto")
+    assert mixed.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
 def test_heads_are_kept_apart_where_they_differ_alone(tmp_path, models):
     dense = models("qwen2")
     same = mixture(tmp_path / "same", dense, [dense, dense], STACK)

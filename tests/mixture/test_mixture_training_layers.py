@@ -80,7 +80,7 @@ def tensors_of(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("B-M-S", "F-L-S") else name
+        name if name in ("B-L-S", "F-L-T", "M-L-S") else pytest.param(name, marks=pytest.mark.slow)
         for name in KINDS
     ],
 )

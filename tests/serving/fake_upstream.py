@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-NAME, *WORDS = sys.argv[1:]
-OPTIONS = dict(word.split("=", 1) for word in WORDS)
-PAUSE = float(OPTIONS.get("pause", "0"))
-STALL = "stall" in OPTIONS
+OPTIONS: dict[str, str] = {}
 ASKED: list[Any] = []
 OPEN = 0
+
+
+def pause() -> float:
+    return float(OPTIONS.get("pause", "0"))
 
 
 def answer(text: str) -> list[str]:
@@ -44,14 +45,16 @@ async def complete(request: Request) -> Response:
     words = answer(text)
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     if not body.get("stream"):
-        await asyncio.sleep(PAUSE * 5)
+        await asyncio.sleep(5 * pause())
         said = {"message": {"role": "assistant", "content": "".join(words)}}
         choice = {
             "index": 0,
             "finish_reason": "stop",
             **(said if chat else {"text": "".join(words)}),
         }
-        return JSONResponse({"id": "x", "model": NAME, "choices": [choice], "usage": usage})
+        return JSONResponse(
+            {"id": "x", "model": OPTIONS["name"], "choices": [choice], "usage": usage}
+        )
     return StreamingResponse(stream(text, words, chat=chat), media_type="text/event-stream")
 
 
@@ -61,12 +64,12 @@ async def stream(text: str, words: list[str], *, chat: bool) -> AsyncIterator[st
     try:
         if chat:
             yield event({"delta": {"role": "assistant"}, "finish_reason": None})
-        if STALL and text.startswith("held"):
+        if "stall" in OPTIONS and text.startswith("held"):
             await asyncio.sleep(100)
         for place, word in enumerate(words):
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(pause())
             yield event({"delta": {"content": word}} if chat else {"text": word})
-            if STALL and text.startswith("begun") and place == 0:
+            if "stall" in OPTIONS and text.startswith("begun") and place == 0:
                 await asyncio.sleep(100)
         if "broken" in text:
             yield 'data: {"error": "worn out"}\n\n'
@@ -79,7 +82,7 @@ async def stream(text: str, words: list[str], *, chat: bool) -> AsyncIterator[st
 
 
 def event(choice: dict[str, Any]) -> str:
-    chunk = {"id": "x", "model": NAME, "choices": [{"index": 0, **choice}]}
+    chunk = {"id": "x", "model": OPTIONS["name"], "choices": [{"index": 0, **choice}]}
     return f"data: {json.dumps(chunk)}\n\n"
 
 
@@ -91,7 +94,9 @@ async def health(_request: Request) -> Response:
     return Response("ok")
 
 
-def main() -> None:
+def main(name: str, *words: str) -> None:
+    OPTIONS.update(word.split("=", 1) for word in words)
+    OPTIONS["name"] = name
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
@@ -108,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

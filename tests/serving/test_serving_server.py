@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_samples import PROMPTS, client, drawn, metric, until
+from serving_samples import HTTP, PROMPTS, client, drawn, metric, until
 
 from modelglue.mixture.bundle import Bundle
 
@@ -127,7 +127,7 @@ def test_two_hundred_streams_at_once_lose_and_mix_up_nothing(served: str, bundle
 
 
 def post(served: str, path: str, data: bytes) -> httpx.Response:
-    return httpx.post(f"{served}/v1/{path}", content=data)
+    return HTTP.post(f"{served}/v1/{path}", content=data)
 
 
 def test_malformed_json_is_refused_in_openais_shape(served: str) -> None:
@@ -150,8 +150,8 @@ def test_an_unknown_model_is_not_found(served: str) -> None:
 
 
 def test_other_addresses_and_methods_are_refused_in_openais_shape(served: str) -> None:
-    assert httpx.get(f"{served}/v1/nothing").json()["error"]["code"] == "no_such_address"
-    assert httpx.get(f"{served}/v1/completions").status_code == 405
+    assert HTTP.get(f"{served}/v1/nothing").json()["error"]["code"] == "no_such_address"
+    assert HTTP.get(f"{served}/v1/completions").status_code == 405
 
 
 def test_fifty_megabytes_are_refused_unread(served: str) -> None:
@@ -160,7 +160,7 @@ def test_fifty_megabytes_are_refused_unread(served: str) -> None:
     assert reply.json()["error"]["code"] == "request_too_large"
     # Nor is a length believed: the same, in pieces that tell none.
     pieces = (b" " * 100_000 for _ in range(500))
-    assert httpx.post(f"{served}/v1/completions", content=pieces).status_code == 413
+    assert HTTP.post(f"{served}/v1/completions", content=pieces).status_code == 413
     # Told by its length, it is refused before a byte of it has come.
     host, port = served.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as line:
@@ -195,7 +195,7 @@ def test_what_would_change_the_answer_is_refused_in_the_process(served: str) -> 
 
 def test_a_client_that_leaves_stops_the_work_and_the_server_lives(served: str) -> None:
     def left() -> float:
-        text = httpx.get(f"{served}/metrics").text
+        text = HTTP.get(f"{served}/metrics").text
         return sum(
             float(line.rsplit(" ", 1)[1])
             for line in text.splitlines()
@@ -205,12 +205,12 @@ def test_a_client_that_leaves_stops_the_work_and_the_server_lives(served: str) -
     before, tokens = left(), metric(served, "modelglue_tokens_total")
     # Greedily this expert goes on and on.
     asked: dict[str, Any] = {"model": "words", "prompt": "go", "max_tokens": 500, "temperature": 0}
-    with httpx.stream(
+    with HTTP.stream(
         "POST", f"{served}/v1/completions", json={**asked, "stream": True}, timeout=30
     ) as reply:
         assert next(reply.iter_bytes()).startswith(b"data: ")
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{served}/v1/completions", json=asked, timeout=0.1)
+        HTTP.post(f"{served}/v1/completions", json=asked, timeout=0.1)
     until(lambda: left() == before + 2)
     assert metric(served, "modelglue_active_requests") == 0
     assert metric(served, "modelglue_tokens_total") - tokens < 1000
@@ -218,7 +218,7 @@ def test_a_client_that_leaves_stops_the_work_and_the_server_lives(served: str) -
 
 
 def test_health_tells_of_experts(served: str) -> None:
-    reply = httpx.get(f"{served}/health")
+    reply = HTTP.get(f"{served}/health")
     assert reply.status_code == 200
     assert reply.json()["status"] == "ok"
     assert set(reply.json()["experts"]) == set(PROMPTS)
@@ -253,7 +253,7 @@ def test_a_slow_body_holds_nobody_up(served: str) -> None:
 
 def test_events_are_plain_json_lines(served: str) -> None:
     body = {"model": "glued", "prompt": "Q: 12", "stream": True, "temperature": 0}
-    reply = httpx.post(f"{served}/v1/completions", json=body)
+    reply = HTTP.post(f"{served}/v1/completions", json=body)
     assert reply.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in reply.content.split(b"\n") if line]
     assert all(line.startswith(b"data: ") for line in lines)

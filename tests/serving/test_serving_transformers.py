@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import yaml
-from serving_samples import PROMPTS, client, metric, process, until
+from serving_samples import HTTP, PROMPTS, client, metric, process, until
 
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.bundle import Bundle
@@ -53,8 +53,8 @@ def ready(server: Server) -> Server:
     def answers() -> bool:
         assert program.poll() is None
         try:
-            return httpx.get(f"{address}/health").status_code == 200
-        except httpx.ConnectError:
+            return HTTP.get(f"{address}/health").status_code == 200
+        except httpx.TransportError:
             return False
 
     until(answers, 300)
@@ -150,7 +150,7 @@ def test_a_stock_mixture_is_served_as_it_is(
     alone = HuggingFaceModel.load(out)
     with transformers_serve(out) as server:
         _, served = ready(server)
-        reply = client(served, timeout=120).completions.create(
+        reply = client(served).completions.create(
             model=str(out), prompt="Q: 12", max_tokens=8, temperature=0
         )
         assert reply.choices[0].text == alone.generate(["Q: 12"], max_new_tokens=8)[0]

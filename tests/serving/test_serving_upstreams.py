@@ -9,11 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import yaml
-from serving_samples import PROMPTS, client, metric, process, running, until
+from serving_samples import HTTP, PROMPTS, client, metric, process, running, until
 
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.serving.assemble import Settings, assemble
@@ -51,7 +50,7 @@ def fake(*words: str) -> Iterator[Fake]:
 
 
 def asked(address: str) -> Any:
-    return httpx.get(f"{address}/asked").json()
+    return HTTP.get(f"{address}/asked").json()
 
 
 def stream(address: str, prompt: str, **more: Any) -> Iterator[str]:
@@ -167,7 +166,7 @@ def test_without_a_living_replica_the_client_is_told_at_once(gateway: Callable[.
             list(stream(address, "a"))
         assert caught.value.status_code == status
     assert caught.value.response.headers["retry-after"] == "60"
-    assert httpx.get(f"{address}/health").json()["status"] == "degraded"
+    assert HTTP.get(f"{address}/health").json()["status"] == "degraded"
 
 
 def test_a_replica_that_comes_back_is_found_by_a_probe(gateway: Callable[..., str]) -> None:
@@ -190,7 +189,7 @@ def test_an_answer_that_breaks_off_ends_with_an_error(
         told.extend(stream(address, f"{word} x"))
     assert told == ["x "] * 5
     body = {"model": "numbers", "prompt": f"{word} x", "stream": True}
-    events = httpx.post(f"{address}/v1/completions", json=body).text.strip().split("\n\n")
+    events = HTTP.post(f"{address}/v1/completions", json=body).text.strip().split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "upstream_interrupted"
     assert events[-1] == "data: [DONE]"
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,7 +73,6 @@ def serve(
         limits=Limits(int(max_body * 2**20), max_prompt, max_tokens, max_active, queue),
         timeouts=Timeouts(total=timeout, shutdown=shutdown),
     )
-    _log_to_stderr()
     if key is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.secho(
             f"modelglue: anybody who reaches {host} can use this server; set a key with "
@@ -83,13 +84,23 @@ def serve(
     def ready(address: str) -> None:
         typer.echo(f"{bundle}: {address}/v1")
 
-    run_server(bundle, settings, host=host, port=port, ready=ready)
+    with _log_to_stderr():
+        run_server(bundle, settings, host=host, port=port, ready=ready)
 
 
-def _log_to_stderr() -> None:
-    """A line of JSON for each request, and what goes wrong."""
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """A line of JSON for each request, and what goes wrong, as long as the block lasts."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for logger, level in (("modelglue", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logging.getLogger(logger).addHandler(handler)
-        logging.getLogger(logger).setLevel(level)
+    levels = {"modelglue": logging.INFO, "uvicorn.error": logging.WARNING}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).removeHandler(handler)
+            logging.getLogger(name).setLevel(level)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modelglue.checkpoint.naming import head_and_embedding, is_buffer, split_layer
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.spec import torch_dtype
 from modelglue.errors import MixtureError
 from modelglue.mixture.modeling_modelglue import (
     MixedFeedForward,
@@ -220,7 +221,7 @@ def _config(
             "AutoConfig": f"{MODULE}.{ModelglueMixtureConfig.__name__}",
             "AutoModelForCausalLM": f"{MODULE}.{ModelglueMixtureForCausalLM.__name__}",
         },
-        "dtype": ours.get("dtype"),
+        "dtype": ours.get("dtype") or _dtype(dense),
         "router_aux_loss_coef": 0.0,
         "modelglue": {
             "format": 1,
@@ -243,6 +244,12 @@ def _config(
     if kind.level == "block" and any(others):
         config["expert_configs"] = others
     return config
+
+
+def _dtype(model: Checkpoint) -> str:
+    """That of the largest tensor, as `config.json` calls it; routers are stored in fp32."""
+    largest = max(model.tensors.values(), key=lambda spec: spec.numel)
+    return str(torch_dtype(largest.dtype)).removeprefix("torch.")
 
 
 def _own_settings(ours: Mapping[str, Any], expert: Checkpoint) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ class TableSettings:
 
     steps: int = 500
     rate: float = 0.2
-    patience: int = 100
+    patience: int = 50
     decay: float = 1e-3
     balance: float = 0.0
     entropy: float = 0.0

@@ -54,7 +54,9 @@ def train_routers(
 
         arguments = _arguments(TrainingArguments, work, settings, device)
     except ImportError as error:
-        raise InputError(f"training needs accelerate: pip install accelerate ({error})") from error
+        raise InputError(
+            f"training needs accelerate: pip install 'modelglue[train]' ({error})"
+        ) from error
 
     class RouterTrainer(Trainer):  # type: ignore[misc]
         """Saves and loads routers in the place of whole models; each has its own rate."""
