@@ -15,12 +15,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 
 import tiny
 
 # Whoever runs tests in the background may have Ctrl-C ignored, and all their children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 transformers.utils.logging.disable_progress_bar()
+# A busy machine is no defect.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 torch.set_num_threads(1)
 
 
