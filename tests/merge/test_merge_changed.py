@@ -11,7 +11,8 @@ import killed_merge
 import pytest
 import token_models
 import torch
-from interrupted import (
+from safetensors.torch import load_file, save_file
+from stopped_merges import (
     Config,
     assert_is_undisturbed,
     assert_nothing_looks_whole,
@@ -20,7 +21,6 @@ from interrupted import (
     run,
     settle,
 )
-from safetensors.torch import load_file, save_file
 
 from modelglue.checkpoint import durable
 from modelglue.checkpoint.writer import CheckpointWriter

@@ -11,7 +11,7 @@ from typing import Any
 
 import killed_merge
 import pytest
-from interrupted import (
+from stopped_merges import (
     assert_is_undisturbed,
     assert_nothing_looks_whole,
     config_of,

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import killed_merge
 import pytest
-from interrupted import SETTINGS, assert_is_undisturbed, assert_nothing_looks_whole, config_of, run
+from stopped_merges import (
+    SETTINGS,
+    assert_is_undisturbed,
+    assert_nothing_looks_whole,
+    config_of,
+    run,
+)
 
 from modelglue.checkpoint import durable
 from modelglue.merge.config.schema import parse_config

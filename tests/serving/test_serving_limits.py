@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,15 @@ def test_without_the_right_key_nothing_is_answered(bundle: Bundle) -> None:
         assert len(list(api.models.list())) == 4
 
 
-def test_a_body_is_not_read_before_the_key_is_known(bundle: Bundle) -> None:
+def test_a_body_is_not_waited_for_before_the_key_is_known(bundle: Bundle) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n{"
     with running(assemble(bundle, Settings(key="sesame"))) as address:
-        reply = HTTP.post(f"{address}/v1/completions", content=b" " * 3_000_000)
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(head)
+            assert line.recv(1000).startswith(b"HTTP/1.1 401")
+        # A body that was on its way all the same does not keep the client from reading why.
+        reply = HTTP.post(f"{address}/v1/completions", content=b" " * 500_000)
         assert reply.status_code == 401
 
 
@@ -82,8 +89,6 @@ def test_beyond_all_that_may_be_at_work_clients_are_told_so(bundle: Bundle) -> N
 
 
 def test_a_request_that_does_not_come_is_given_up(bundle: Bundle) -> None:
-    import socket
-
     with running(assemble(bundle, Settings(timeouts=Timeouts(body=0.2)))) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as line:

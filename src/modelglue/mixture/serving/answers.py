@@ -133,7 +133,7 @@ async def _refuse(refusal: Refusal, trace: Trace, receive: Receive, sender: Send
     if refusal.status in (401, 408, 413, 429):
         headers["connection"] = "close"
     await sender.start(refusal.status, headers)
-    if refusal.status == 413:
+    if refusal.status in (401, 413, 429):
         await sender.body(body, more=True)
         await linger(receive)
         body = b""
