@@ -130,6 +130,13 @@ def test_an_expert_larger_than_memory_is_refused_before_any_work(bundle: Bundle)
         assemble(bundle, Settings(memory=1000))
 
 
+def test_a_bundle_is_called_as_the_path_that_was_given(bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "model"
+    link.symlink_to(bundle.path.resolve())
+    with running(assemble(Bundle.load(link), Settings())) as address:
+        assert HTTP.get(f"{address}/v1/models").json()["data"][0]["id"] == "model"
+
+
 def test_a_bundle_may_not_be_called_as_its_expert(bundle: Bundle) -> None:
     with pytest.raises(MixtureError, match="--name"):
         assemble(bundle, Settings(name="words"))

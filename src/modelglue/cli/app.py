@@ -28,7 +28,9 @@ STOPPED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Models = Annotated[list[str], typer.Argument(help="Folders, org/name@revision, base+adapter.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … Default: cpu.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps … Default: the recipe's, or cpu.")
+]
 Unsafe = Annotated[
     bool,
     typer.Option(
@@ -63,8 +65,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code == STOPPED:
             typer.secho(
-                "modelglue: stopped. demo, glue, search, minizoo, merge and stats go on from here "
-                "when the same command is given again; other commands have left nothing behind.",
+                "modelglue: stopped. demo, glue, search, minizoo, merge, stats, train-router and "
+                "some mixtures go on from here when the same command is given again; other "
+                "commands have left nothing behind.",
                 err=True,
             )
         raise

@@ -135,7 +135,7 @@ def report(
 
 @app.command()
 def minizoo(
-    preset: Annotated[str, typer.Argument(help="quick (7 or 8 models) or which16.")],
+    preset: Annotated[str, typer.Argument(help="quick (8 models) or which16 (16).")],
     folder: Annotated[Path, typer.Argument(help="Where to put it.")],
     seed: Annotated[int, typer.Option(help="Of data and training.")] = 0,
     workers: Annotated[

@@ -87,18 +87,24 @@ def train_router(
     router: Annotated[
         Literal["linear", "mlp"] | None, typer.Option(help="Bundles: the kind to train.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Checkpoints: the highest learning rate.")
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Default: 300; of a bundle at most 500.")
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Checkpoints: sequences a step.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Checkpoints: the highest learning rate. Default: 0.05."),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Checkpoints: sequences a step. Default: 8.")
+    ] = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Checkpoints: tokens of a sequence.")
+        int | None, typer.Option(min=2, help="Checkpoints: tokens of a sequence. Default: 256.")
     ] = None,
     balance: Annotated[
-        float | None, typer.Option(min=0.0, help="Weight of using the experts alike.")
+        float | None,
+        typer.Option(min=0.0, help="Weight of using experts alike. Default: 0.01; a bundle's 0."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the parts and their order.")] = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

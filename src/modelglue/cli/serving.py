@@ -28,7 +28,9 @@ def serve(
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0, help="GiB for experts' weights. Default: half of the machine's."),
+        typer.Option(
+            min=0, help="GiB for experts' weights. Default: half of the machine's, or the GPU's."
+        ),
     ] = None,
     device: Device = None,
     dtype: Annotated[

@@ -61,7 +61,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         ConfigError: the file of upstreams is wrong.
         InputError: an expert needs more memory than there may be.
     """
-    name = settings.name or bundle.path.resolve().name
+    name = settings.name or bundle.path.absolute().name
     _require_servable(bundle, name)
     metrics = Metrics()
     elsewhere = Upstreams((), settings.timeouts)
