@@ -21,7 +21,7 @@ from modelglue.errors import (
 )
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, generate
-from modelglue.evaluate.likelihood import LikelihoodScorer
+from modelglue.evaluate.likelihood import LikelihoodScorer, likelihoods
 from modelglue.evaluate.model import Likelihood
 from modelglue.machine import memory_of
 
@@ -159,24 +159,14 @@ class HuggingFaceModel:
         with _memory():
             found = self._scorer.score(encoded, batch_size=self.batch_size)
         return [
-            [
-                Likelihood(total, tokens, len(text.encode()), greedy)
-                for text, (total, tokens, greedy) in zip(texts, numbers, strict=True)
-            ]
-            for texts, numbers in zip(continuations, found, strict=True)
+            likelihoods(texts, numbers) for texts, numbers in zip(continuations, found, strict=True)
         ]
 
     def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """See `LanguageModel.text_likelihoods`."""
         windows = [self.encoder.windows(text) for text in texts]
         with _memory():
-            found = iter(
-                self._scorer.score(
-                    [(window,) for of_text in windows for window in of_text],
-                    batch_size=self.batch_size,
-                )
-            )
-        return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
+            return self._scorer.score_texts(windows, batch_size=self.batch_size)
 
     def generate(
         self,

@@ -24,6 +24,7 @@ from modelglue.errors import EvaluationError, NonFiniteOutput
 from modelglue.evaluate.encoding import Continued, Tokens
 from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turned, turns, window
 from modelglue.evaluate.miniature import TOKENS, miniature
+from modelglue.evaluate.model import Likelihood
 from modelglue.evaluate.tree import Found, Item, Rows, families, filled, lay_out, trees
 
 # Tokens of one batch. More would not be faster on a CPU, where it is the caches that count.
@@ -38,6 +39,14 @@ _REMEMBERED = 1 << 25
 
 BatchSize = int | Literal["auto"]
 Layout = Literal["tree", "prefix"]
+
+
+def likelihoods(texts: Sequence[str], numbers: Sequence[Found]) -> list[Likelihood]:
+    """What was found of an item's continuations, with the continuations' lengths."""
+    return [
+        Likelihood(total, tokens, len(text.encode()), greedy)
+        for text, (total, tokens, greedy) in zip(texts, numbers, strict=True)
+    ]
 
 
 class LikelihoodScorer:
@@ -71,6 +80,14 @@ class LikelihoodScorer:
         parts = [self._trees(item) for item in items]
         scored = iter(self._score([part for of_item in parts for part in of_item], batch_size))
         return [[found for _ in of_item for found in next(scored)] for of_item in parts]
+
+    def score_texts(
+        self, windows: Sequence[Sequence[Continued]], *, batch_size: BatchSize = "auto"
+    ) -> list[float]:
+        """The log-likelihood of whole texts, each given as its windows."""
+        items = [(window,) for of_text in windows for window in of_text]
+        found = iter(self.score(items, batch_size=batch_size))
+        return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
 
     def _trees(self, item: tuple[Continued, ...]) -> tuple[Item, ...]:
         if item not in self._laid_out:

@@ -22,7 +22,7 @@ from modelglue.evaluate.decoding import Batch, read
 from modelglue.evaluate.encoding import Tokens
 from modelglue.evaluate.generation import Sampling, end_tokens, generate
 from modelglue.evaluate.huggingface import HuggingFaceModel
-from modelglue.evaluate.likelihood import LikelihoodScorer
+from modelglue.evaluate.likelihood import LikelihoodScorer, likelihoods
 from modelglue.evaluate.model import Likelihood
 
 
@@ -96,23 +96,14 @@ class Together:
             scorer = LikelihoodScorer(_Mixed(self._models, weights))
             found = scorer.score(items, batch_size=self._models[0].batch_size)
             for i, own, numbers in zip(chosen, texts, found, strict=True):
-                answers[i] = [
-                    Likelihood(total, tokens, len(text.encode()), greedy)
-                    for text, (total, tokens, greedy) in zip(own, numbers, strict=True)
-                ]
+                answers[i] = likelihoods(own, numbers)
         return answers
 
     def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """See `LanguageModel.text_likelihoods`; with the weights of an empty prompt."""
         windows = [self._encoder.windows(text) for text in texts]
         scorer = LikelihoodScorer(_Mixed(self._models, self._weights[""]))
-        found = iter(
-            scorer.score(
-                [(window,) for of_text in windows for window in of_text],
-                batch_size=self._models[0].batch_size,
-            )
-        )
-        return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
+        return scorer.score_texts(windows, batch_size=self._models[0].batch_size)
 
     def generate(
         self,

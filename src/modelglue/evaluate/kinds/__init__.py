@@ -89,6 +89,29 @@ def text_problems(record: Mapping[str, Any], *fields: str, empty: bool = False) 
     ]
 
 
+def option_problems(record: Mapping[str, Any], one: str) -> list[str]:
+    """What is wrong with an item's options, and with the index of the right one.
+
+    Args:
+        record: the item.
+        one: what an option is called; its field is the plural.
+    """
+    found, options, answer = [], record.get(f"{one}s"), record.get("answer")
+    if f"{one}s" not in record:
+        found.append(f"{one}s: is missing")
+    elif not isinstance(options, list) or len(options) < 2:
+        found.append(f"{one}s: must be a list of at least two texts")
+    elif not all(isinstance(option, str) and option for option in options):
+        found.append(f"{one}s: must all be text, none of them empty")
+    if "answer" not in record:
+        found.append("answer: is missing")
+    elif isinstance(answer, bool) or not isinstance(answer, int):
+        found.append(f"answer: must be the index of a {one}, not {answer!r:.60}")
+    elif isinstance(options, list) and not 0 <= answer < len(options):
+        found.append(f"answer: {answer} is no index of {len(options)} {one}s, counted from 0")
+    return found
+
+
 def _text_problem(record: Mapping[str, Any], name: str, *, empty: bool) -> str | None:
     if name not in record:
         return "is missing"

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelglue.evaluate.examples import opening
-from modelglue.evaluate.kinds import Item, Measured, Settings, joined, kinds, text_problems
+from modelglue.evaluate.kinds import (
+    Item,
+    Measured,
+    Settings,
+    joined,
+    kinds,
+    option_problems,
+    text_problems,
+)
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.settings import Setting, few_shot
@@ -30,23 +38,10 @@ class MultipleChoice:
 
     def problems(self, record: Mapping[str, Any]) -> list[str]:
         """See `Kind.problems`."""
-        found = text_problems(record, "prompt")
+        found = [*text_problems(record, "prompt"), *option_problems(record, "choice")]
         choices = record.get("choices")
-        if "choices" not in record:
-            found.append("choices: is missing")
-        elif not isinstance(choices, list) or len(choices) < 2:
-            found.append("choices: must be a list of at least two texts")
-        elif not all(isinstance(choice, str) and choice for choice in choices):
-            found.append("choices: must all be text, none of them empty")
-        elif len(set(choices)) < len(choices):
+        if not found and len(set(choices or ())) < len(choices or ()):
             found.append("choices: two of them are the same")
-        answer = record.get("answer")
-        if "answer" not in record:
-            found.append("answer: is missing")
-        elif isinstance(answer, bool) or not isinstance(answer, int):
-            found.append(f"answer: must be the index of a choice, not {answer!r:.60}")
-        elif isinstance(choices, list) and not 0 <= answer < len(choices):
-            found.append(f"answer: {answer} is no index of {len(choices)} choices, counted from 0")
         return found
 
     def question(self, record: Mapping[str, Any]) -> str:

@@ -9,7 +9,15 @@ first wins.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelglue.evaluate.kinds import Item, Measured, Settings, joined, kinds, text_problems
+from modelglue.evaluate.kinds import (
+    Item,
+    Measured,
+    Settings,
+    joined,
+    kinds,
+    option_problems,
+    text_problems,
+)
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.settings import Setting
@@ -24,22 +32,7 @@ class MultipleInput:
 
     def problems(self, record: Mapping[str, Any]) -> list[str]:
         """See `Kind.problems`."""
-        found = text_problems(record, "ending")
-        prompts = record.get("prompts")
-        if "prompts" not in record:
-            found.append("prompts: is missing")
-        elif not isinstance(prompts, list) or len(prompts) < 2:
-            found.append("prompts: must be a list of at least two texts")
-        elif not all(isinstance(prompt, str) and prompt for prompt in prompts):
-            found.append("prompts: must all be text, none of them empty")
-        answer = record.get("answer")
-        if "answer" not in record:
-            found.append("answer: is missing")
-        elif isinstance(answer, bool) or not isinstance(answer, int):
-            found.append(f"answer: must be the index of a prompt, not {answer!r:.60}")
-        elif isinstance(prompts, list) and not 0 <= answer < len(prompts):
-            found.append(f"answer: {answer} is no index of {len(prompts)} prompts, counted from 0")
-        return found
+        return [*text_problems(record, "ending"), *option_problems(record, "prompt")]
 
     def question(self, record: Mapping[str, Any]) -> str:
         """All beginnings, with the ending."""
