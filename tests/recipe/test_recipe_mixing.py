@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import shrunken
+from modelglue.errors import ConfigError
 from modelglue.mixture.bundle import Bundle
 from modelglue.recipe.config import parse_recipe
 from modelglue.recipe.glue import Outcome, glue
@@ -67,3 +68,17 @@ def test_models_of_a_family_can_be_mixed_inside_of_one_checkpoint(
 def test_experts_can_answer_together(zoo: Path, tmp_path: Path) -> None:
     outcome = glued(zoo, tmp_path / "run", {"level": "model", "top_k": 2})
     assert Bundle.load(outcome.model).top_k == 2
+
+
+def test_a_mixture_that_no_family_can_have_is_refused_before_any_work(
+    zoo: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)^mixture: .*shared_layers: 7 of 2 layers"):
+        glued(zoo, tmp_path / "run", {"level": "block", "shared_layers": 7})
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_experts_may_be_asked_for_than_there_are(zoo: Path, tmp_path: Path) -> None:
+    kind = {"level": "ffn", "top_k": 3, "experts": "models"}
+    report = glued(zoo, tmp_path / "run", kind).report
+    assert len([model for model in report.models if model.fate == "expert"]) == 2

@@ -1,5 +1,7 @@
 """The recipe's `mixture` section: short names, words, and what cannot exist."""
 
+from typing import Any
+
 import pytest
 
 from modelglue.mixture.notation import MixtureKind, impossible
@@ -89,3 +91,18 @@ def test_more_experts_cannot_answer_than_there_are() -> None:
 
 def test_routers_of_a_recipe_are_initialised_in_every_way_that_prompts_allow() -> None:
     assert set(OWN["initialisation"]) == set(INITIALISATIONS)
+
+
+def test_experts_that_answer_together_share_no_layers() -> None:
+    (problem,) = problems_of({"level": "model", "shared_layers": 1, "top_k": 2})
+    assert "use top_k: 1, or shared_layers: 0" in problem
+
+
+@pytest.mark.parametrize("level", ["block", "model"])
+@pytest.mark.parametrize("shared", [0, 2])
+def test_what_is_advised_is_possible(level: Any, shared: int) -> None:
+    asked = MixtureKind(level, "mlp", "token", 2, shared)
+    assert impossible(asked) is not None
+    top_k = 1 if level == "block" or shared else 2
+    assert f"input: sample, top_k: {top_k}" in str(impossible(asked))
+    assert impossible(MixtureKind(level, "mlp", "sample", top_k, shared)) is None

@@ -143,16 +143,22 @@ def impossible(kind: MixtureKind, *, experts: int | None = None) -> str | None:
     """
     if kind.level != "ffn" and kind.input == "token":
         what = "whole models" if kind.level == "model" else "whole layers"
-        near = MixtureKind(kind.level, kind.router, "sample", kind.top_k, kind.shared_layers)
+        top_k = 1 if kind.level == "block" or kind.shared_layers else kind.top_k
+        near = MixtureKind(kind.level, kind.router, "sample", top_k, kind.shared_layers)
         return (
             f"{kind.short} cannot exist: {what} cannot change from token to token, as each needs "
-            f"keys and values of all tokens before; use {near.short} (input: sample), or "
-            "level: ffn"
+            f"keys and values of all tokens before; use {near.short} (input: sample, "
+            f"top_k: {top_k}), or level: ffn"
         )
     if kind.level == "block" and kind.top_k > 1:
         return (
             f"top_k: {kind.top_k} at block level would run {kind.top_k} layers and mix what they "
             "say in each; use top_k: 1, or level: ffn"
+        )
+    if kind.level == "model" and kind.shared_layers and kind.top_k > 1:
+        return (
+            f"top_k: {kind.top_k} beside shared_layers: {kind.shared_layers} at model level: "
+            "experts that answer together share no layers; use top_k: 1, or shared_layers: 0"
         )
     if experts is not None and kind.top_k > experts:
         return f"top_k: {kind.top_k} of {experts} experts; use at most {experts}"

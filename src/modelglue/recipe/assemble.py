@@ -10,7 +10,7 @@ from modelglue.evaluate.statistics import paired_difference
 from modelglue.recipe.choose import Team
 from modelglue.recipe.contest import Result, best_single, oracle
 from modelglue.recipe.family_choice import FamilyChoice
-from modelglue.recipe.mixing import is_bundle
+from modelglue.recipe.fitting import is_bundle
 from modelglue.recipe.session import Session
 from modelglue.report.data import (
     AcceptanceTest,

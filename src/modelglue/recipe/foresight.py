@@ -1,10 +1,13 @@
 """What a search will meet in the models at hand, told from their headers before any work."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.recipe.dials import depth, scaling_problem
 from modelglue.recipe.estimate import mergeable_groups
+from modelglue.recipe.fitting import is_bundle, misfit
+from modelglue.recipe.mixture_config import FinalMixture
 from modelglue.recipe.search_config import SearchConfig, StrategyConfig
 
 
@@ -24,6 +27,15 @@ def search_problems(search: SearchConfig, models: Mapping[str, Checkpoint]) -> l
                 "the search begins with one of them as it is"
             )
     return problems
+
+
+def mixture_problems(mixture: FinalMixture, models: Mapping[str, Checkpoint]) -> list[str]:
+    """What no family could be mixed for, at levels where experts are parts of one model."""
+    if mixture.kind is None or is_bundle(mixture.kind) or not models:
+        return []
+    first = models[mergeable_groups(dict(models))[0][0]].path
+    reason = misfit({"one": first, "another": first}, first, replace(mixture.kind, top_k=1))
+    return [] if reason is None else [f"mixture: {reason}"]
 
 
 def search_notes(search: SearchConfig, models: Mapping[str, Checkpoint]) -> list[str]:

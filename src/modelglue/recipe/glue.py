@@ -23,11 +23,11 @@ from modelglue.recipe.family import (
     write_merge,
 )
 from modelglue.recipe.family_choice import FamilyChoice
+from modelglue.recipe.fitting import fitting
 from modelglue.recipe.inputs import open_inputs
 from modelglue.recipe.mixing import (
     Candidate,
     Experts,
-    fitting,
     write_mixture,
 )
 from modelglue.recipe.rundir import RunDirectory
@@ -135,8 +135,12 @@ def _experts(
     if config.experts == "models":
         singles = single_candidates(session, choices)
         usable = _usable(session, {n: each.folder for n, each in singles.items()}, config.kind)
-        team = choose.choose_team({name: singles[name].scores for name in usable})
-        (dense,) = merged_candidates(session, choices[:1]).values()
+        asked_for = [name for name in usable if choose.given_prompts(session, [name])]
+        team = choose.choose_team({name: singles[name].scores for name in usable}, asked_for)
+        merged = merged_candidates(session, choices[:1])
+        ((label, dense),) = merged.items()
+        if len(team.leads) == 1:  # what the family came to is no worse than any of its models
+            return choices[:1], Experts(Team({label: choices[0].tasks}), merged)
         return choices[:1], Experts(team, singles, dense.folder)
     folders = {c.label: session.folder_of(c.members[0]) for c in choices}
     usable = _usable(session, folders, config.kind)

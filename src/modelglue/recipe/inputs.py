@@ -15,7 +15,7 @@ from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.task import Task
 from modelglue.recipe.config import RecipeConfig
 from modelglue.recipe.division import Division, divide
-from modelglue.recipe.foresight import search_problems
+from modelglue.recipe.foresight import mixture_problems, search_problems
 from modelglue.search.study import storage_problem
 
 
@@ -86,6 +86,7 @@ def open_inputs(config: RecipeConfig, *, share: int | None = None) -> Iterator[I
             problems += [] if problem is None else [problem]
         models = {name: model for name, model in found.items() if model is not None}
         problems += search_problems(config.search, models)
+        problems += mixture_problems(config.mixture, models)
         tasks = tuple(task.open() for task in config.tasks)
         for task in tasks:
             try:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
-from modelglue.errors import MixtureError
 from modelglue.evaluate.scores import Scores
 from modelglue.mixture.compose import compose
 from modelglue.mixture.mix import MixtureSummary
 from modelglue.mixture.notation import MixtureKind
-from modelglue.mixture.surgery import check_layers
-from modelglue.mixture.together import vocabularies_differ
 from modelglue.recipe.choose import Team, given_prompts, prompts_of
+from modelglue.recipe.fitting import is_bundle
 from modelglue.recipe.session import Session
 
 
@@ -46,37 +44,6 @@ class Experts:
     team: Team
     candidates: Mapping[str, Candidate]
     dense: Path | None = None
-
-
-def fitting(folders: Mapping[str, Path], kind: MixtureKind) -> dict[str, str | None]:
-    """Who can be an expert beside the first of them: None, or why not; no weight is read.
-
-    Args:
-        folders: name → its checkpoint, or one of the same architecture and vocabulary.
-        kind: of the mixture.
-    """
-    (first, own), *others = folders.items()
-    found: dict[str, str | None] = {first: None}
-    for name, folder in others:
-        pair = {first: own, name: folder}
-        if not is_bundle(kind):
-            found[name] = _misfit(pair, own, kind)
-        else:
-            found[name] = vocabularies_differ(pair) if kind.top_k > 1 else None
-    return found
-
-
-def _misfit(experts: Mapping[str, Path], dense: Path, kind: MixtureKind) -> str | None:
-    try:
-        check_layers(experts, dense, kind=kind)
-    except MixtureError as error:
-        return str(error)
-    return None
-
-
-def is_bundle(kind: MixtureKind) -> bool:
-    """Whether a mixture is whole models side by side."""
-    return kind.level == "model" and kind.shared_layers == 0
 
 
 def write_mixture(
