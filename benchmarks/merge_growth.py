@@ -22,7 +22,7 @@ FEW_TENSORS = 800
 MILLISECONDS = 0.2
 LINEAR_SIZES = ("0.1", "0.25", "1.1")
 LINEAR = 1.25
-"""Seconds per byte may differ so much between the sizes, the smallest aside."""
+"""Seconds per byte of a size may be so many times those of any smaller one."""
 
 Figures = dict[str, dict[str, Any]]
 
@@ -103,7 +103,7 @@ def print_tensors(found: Mapping[str, Any]) -> None:
                 f"({one['wall']:.2f} s, {one['few_wall']:.2f} s with {FEW_TENSORS} tensors)"
             )
     seconds = [one["seconds_per_gb"] for one in found["bytes"].values()]
-    steady = max(seconds[1:]) <= LINEAR * min(seconds[1:])
+    steady = all(one <= LINEAR * min(seconds[:i]) for i, one in enumerate(seconds) if i)
     print(f"\nlinear, 2 cores, seconds beyond start-up per GB read and written: {_yes(steady)}")
     for size, one in found["bytes"].items():
         print(
