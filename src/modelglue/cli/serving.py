@@ -57,13 +57,14 @@ def serve(
     try:
         from modelglue.mixture.serving.assemble import Settings
         from modelglue.mixture.serving.run import serve as run_server
-        from modelglue.mixture.serving.settings import Limits, Timeouts
+        from modelglue.mixture.serving.settings import Limits, Timeouts, read_key
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs {error.name}: pip install 'modelglue[serve]'") from error
 
-    key = os.environ.get(api_key_env) if api_key_env else None
-    if api_key_env and not key:
-        raise InputError(f"--api-key-env: the variable {api_key_env!r} is not set")
+    try:
+        key = read_key(api_key_env, os.environ) if api_key_env else None
+    except ValueError as error:
+        raise InputError(f"--api-key-env: {error}") from None
     settings = Settings(
         name=name,
         upstreams=upstreams,

@@ -87,7 +87,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         metrics.waiting.labels(expert).set_function(partial(pool.waiting, expert))
     for upstream in elsewhere.experts:
         group = groups[upstream.name]
-        backends[upstream.name] = _elsewhere(upstream, group, client, elsewhere, metrics)
+        backends[upstream.name] = _elsewhere(upstream, group, client, elsewhere, metrics, longest)
         metrics.waiting.labels(upstream.name).set_function(group.waiting)
     # One thread: a tokenizer is not to be used by two.
     routing = ThreadPoolExecutor(1, thread_name_prefix="route")
@@ -191,8 +191,11 @@ def _elsewhere(
     client: httpx.AsyncClient,
     elsewhere: Upstreams,
     metrics: Metrics,
+    longest: int,
 ) -> UpstreamExpert:
     def failed(url: str) -> None:
         metrics.failures.labels(upstream.name, url).inc()
 
-    return UpstreamExpert(upstream, group, client, elsewhere.timeouts, failed=failed)
+    return UpstreamExpert(
+        upstream, group, client, elsewhere.timeouts, longest=longest, failed=failed
+    )

@@ -120,9 +120,9 @@ class Sender:
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
         """Send some of the body; the last of it unless there is more."""
-        self.ended = not more
         message: Message = {"type": "http.response.body", "body": data, "more_body": more}
         await self._send(message)
+        self.ended = not more
 
 
 async def _disconnected(receive: Receive) -> None:

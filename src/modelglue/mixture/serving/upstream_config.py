@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from modelglue.errors import ConfigError
-from modelglue.mixture.serving.settings import Timeouts
+from modelglue.mixture.serving.settings import Timeouts, read_key
 from modelglue.registry import nearest
 from modelglue.yamlfile import read_yaml
 
@@ -170,9 +170,10 @@ def _upstream(
         texts = []
     name, key = entry["name"], None
     if (variable := entry.get("api_key_env")) is not None:
-        key = environ.get(str(variable))
-        if not key:
-            problems.append(f"{where}.api_key_env: the variable {variable!r} is not set")
+        try:
+            key = read_key(str(variable), environ)
+        except ValueError as error:
+            problems.append(f"{where}.api_key_env: {error}")
     return Upstream(name, urls, str(entry.get("model") or name), key, frozenset(texts))
 
 
