@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from serving_samples import HTTP, PROMPTS, client, metric, process, running, until
 
 from modelglue.checkpoint.reader import Checkpoint
@@ -22,6 +24,12 @@ from modelglue.mixture.serving.run import serve
 from modelglue.mixture.serving.settings import Limits, Timeouts
 
 LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def open_gateway(bundle: Bundle) -> Iterator[str]:
+    with running(assemble(bundle, Settings())) as address:
+        yield address
 
 
 def test_without_the_right_key_nothing_is_answered(bundle: Bundle) -> None:
@@ -92,7 +100,9 @@ def test_a_request_that_does_not_come_is_given_up(bundle: Bundle) -> None:
     with running(assemble(bundle, Settings(timeouts=Timeouts(body=0.2)))) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            line.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"
+            )
             assert line.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -123,6 +133,44 @@ def test_a_second_expert_within_memory_unloads_the_least_recently_used(
             assert loaded() == then
         assert metric(address, "modelglue_expert_unloads_total") == 1
         assert metric(address, "modelglue_expert_bytes") <= room
+
+
+def test_an_expert_that_is_being_loaded_changes_no_route(bundle: Bundle) -> None:
+    prompts = [prompt for kind in PROMPTS for prompt in PROMPTS[kind]]
+    before = bundle.route(prompts)
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does, for all threads
+    try:
+        assert bundle.route(prompts) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost"}, 200),
+        ({"host": "[::1]:80", "origin": "http://localhost:3000"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost.evil.example:8000"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_without_a_key_no_page_of_somebody_else_may_ask(
+    open_gateway: str, headers: dict[str, str], status: int
+) -> None:
+    body = {"model": "numbers", "prompt": "a", "max_tokens": 1}
+    reply = HTTP.post(f"{open_gateway}/v1/completions", json=body, headers=headers)
+    assert reply.status_code == status
+    assert HTTP.get(f"{open_gateway}/v1/models", headers=headers).status_code == status
+    assert HTTP.get(f"{open_gateway}/health", headers=headers).status_code == 200
+
+
+def test_a_server_for_everybody_answers_to_any_name(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(host="0.0.0.0"))) as address:
+        headers = {"host": "models.example"}
+        assert HTTP.get(f"{address}/v1/models", headers=headers).status_code == 200
 
 
 def test_an_expert_larger_than_memory_is_refused_before_any_work(bundle: Bundle) -> None:
@@ -202,6 +250,7 @@ def test_the_log_has_a_line_for_each_request_without_its_text_or_key(
     [
         (["--api-key-env", "NOT_SET"], "'NOT_SET' is not set"),
         (["--memory", "0.000001"], "--memory"),
+        (["--memory", "inf", "--timeout", "inf"], "--memory, --timeout: must be finite"),
         (["--upstreams", "missing.yaml"], "missing.yaml"),
     ],
 )

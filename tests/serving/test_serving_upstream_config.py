@@ -73,6 +73,10 @@ def test_an_expert_may_stay_in_the_process(tmp_path: Path) -> None:
             ["'NOPE' is not set", "is local"],
         ),
         (
+            "experts: [{name: maths, url: 'http://a b:80'}, {name: code, url: 'http://a..b'}]",
+            ["'http://a b:80' is no address", "'http://a..b' is no address"],
+        ),
+        (
             "experts: [{name: maths, local: true}, {name: code, url: 'http://a', api_key_env: "
             "TWO_LINES}]",
             ["'TWO_LINES' holds spaces, line ends"],

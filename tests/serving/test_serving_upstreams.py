@@ -192,6 +192,9 @@ def test_an_answer_that_breaks_off_ends_with_an_error(
     events = HTTP.post(f"{address}/v1/completions", json=body).text.strip().split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "upstream_interrupted"
     assert events[-1] == "data: [DONE]"
+    # The status had gone out, but what watches the server is to see it.
+    metrics = HTTP.get(f"{address}/metrics").text
+    assert 'expert="numbers",status="502"} 2.0' in metrics
 
 
 def test_a_stream_that_ends_without_done_is_whole_if_it_says_why_it_ends(

@@ -40,6 +40,7 @@ class Settings:
         upstreams: where its experts are served; None: all in this process.
         memory: bytes for the weights of experts in this process; None: half of the machine's.
         key: that clients must give.
+        host: what the server listens on; without a key it answers to no other name.
     """
 
     name: str | None = None
@@ -48,6 +49,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "auto"
     key: str | None = field(default=None, repr=False)
+    host: str = "127.0.0.1"
     log_prompts: bool = False
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -116,6 +118,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         timeouts=elsewhere.timeouts,
         metrics=metrics,
         key=settings.key,
+        host=settings.host,
         log_prompts=settings.log_prompts,
     )
     return application(gateway, lifespan=lifespan)

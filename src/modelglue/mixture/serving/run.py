@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -35,7 +36,7 @@ def serve(
         RunError: the address is taken.
     """
     bundle = Bundle.load(path, device=settings.device, dtype=settings.dtype)
-    app = assemble(bundle, settings)
+    app = assemble(bundle, replace(settings, host=host))
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
