@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from serving_samples import HTTP, PROMPTS, client, metric, process, running, unt
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import InputError, MixtureError, RunError
 from modelglue.mixture.bundle import Bundle
+from modelglue.mixture.serving import connections
 from modelglue.mixture.serving.assemble import Settings, assemble
 from modelglue.mixture.serving.run import serve
 from modelglue.mixture.serving.settings import Limits, Timeouts
@@ -94,6 +97,77 @@ def test_beyond_all_that_may_be_at_work_clients_are_told_so(bundle: Bundle) -> N
         answer.close()
         until(lambda: metric(address, "modelglue_active_requests") == 0)
         assert client(address).completions.create(model="glued", prompt="Q: 1").choices
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"
+
+
+def test_who_sends_slowly_takes_nobodys_place(bundle: Bundle) -> None:
+    limits = Limits(active=1, arriving=2)
+    with running(assemble(bundle, Settings(limits=limits))) as address, ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+
+        def begin() -> socket.socket:
+            line = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            line.sendall(HEAD)
+            return line
+
+        begin()
+        assert client(address).completions.create(model="glued", prompt="Q: 1").choices
+        begin()
+        assert begin().recv(1000).startswith(b"HTTP/1.1 429")
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    with running(assemble(bundle, Settings())) as address:
+        host, port = address.removeprefix("http://").split(":")
+        for sent in (b"", HEAD[:20]):
+            with socket.create_connection((host, int(port)), timeout=10) as line:
+                line.sendall(sent)
+                with suppress(ConnectionResetError):
+                    assert line.recv(100) == b""
+        # An answer may take longer than its question.
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+        assert client(address).completions.create(**LONG).choices
+
+
+def test_connections_beyond_the_most_are_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    with running(assemble(bundle, Settings())) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(HEAD)  # it is there when the next one comes
+            with (
+                socket.create_connection((host, int(port)), timeout=10) as other,
+                suppress(ConnectionResetError),
+            ):
+                assert other.recv(100) == b""
+
+
+def test_a_client_that_stops_reading_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.2)
+    ended = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b" " * 100_000, "more_body": True})
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        ended.set()
+
+    with running(app) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert ended.wait(10)
 
 
 def test_a_request_that_does_not_come_is_given_up(bundle: Bundle) -> None:

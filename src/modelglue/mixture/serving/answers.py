@@ -68,10 +68,12 @@ class Answers:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, sender: Sender) -> None:
         gateway = self._gateway
         gateway.require_allowed(scope)
-        with gateway.admitted():
+        with gateway.arriving():
             most, seconds = gateway.limits.body_bytes, gateway.timeouts.body
             data = await read_body(scope, receive, most=most, seconds=seconds)
+        with gateway.admitted():
             request = parse(self._kind, read_json(data), gateway.limits)
+            del data
             trace.model, trace.stream = request.model, request.stream
             chat = self._kind == "chat"
             text = gateway.opening(request.messages) if chat else request.prompt

@@ -44,6 +44,7 @@ class Gateway:
     host: str = "127.0.0.1"
     log_prompts: bool = False
     _active: int = 0
+    _arriving: int = 0
 
     def require_allowed(self, scope: Scope) -> None:
         """Refuse who may not ask; see `guard.require_allowed`."""
@@ -68,6 +69,23 @@ class Gateway:
         if model not in self.backends:
             raise no_model(model)
         return model
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Let a request come, unless the bodies that are on their way may already be too much.
+
+        Who sends slowly is to take nobody's place among those that are answered.
+
+        Raises:
+            Refusal: 429.
+        """
+        if self._arriving >= self.limits.arriving:
+            raise queue_full(f"{self._arriving} requests are on their way to this server")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

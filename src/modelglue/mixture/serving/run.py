@@ -15,6 +15,7 @@ from modelglue.errors import RunError
 from modelglue.evaluate.threads import threads_for
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.serving.assemble import Settings, assemble
+from modelglue.mixture.serving.connections import Connection
 
 
 def serve(
@@ -40,6 +41,8 @@ def serve(
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

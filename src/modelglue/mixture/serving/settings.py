@@ -16,6 +16,7 @@ class Limits:
             names no length.
         active: requests at work or waiting, in all; beyond it 429.
         queue: requests that wait for one expert; beyond it 429.
+        arriving: requests whose bodies are being read; beyond it 429.
     """
 
     body_bytes: int = 4 << 20
@@ -23,6 +24,7 @@ class Limits:
     answer_tokens: int = 2048
     active: int = 512
     queue: int = 256
+    arriving: int = 2048
 
 
 @dataclass(frozen=True)
