@@ -27,7 +27,7 @@ ALPHABETS = {
 }
 TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{% if message['role'] == 'refuser' %}{{ raise_exception('no refusers here') }}{% endif %}"
     "#{{ message['role'] }}: {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}#assistant: {% endif %}"
 )

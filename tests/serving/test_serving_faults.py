@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -17,11 +17,14 @@ from modelglue.mixture.serving.upstream_config import Upstream
 from modelglue.mixture.serving.upstreams import UpstreamExpert
 
 ANSWER = {"choices": [{"index": 0, "text": "yes", "finish_reason": "stop"}]}
-Handler = Callable[[httpx.Request], httpx.Response]
+Handler = Callable[[httpx.Request], Any]
 
 
 def expert(
-    handler: Handler, *, urls: str = "http://a/v1 http://b/v1"
+    handler: Handler,
+    *,
+    urls: str = "http://a/v1 http://b/v1",
+    timeouts: Timeouts | None = None,
 ) -> tuple[Replicas, UpstreamExpert]:
     """Two replicas of an expert, unless other addresses are given."""
     group = Replicas(
@@ -36,7 +39,7 @@ def expert(
     client = httpx.AsyncClient(transport=httpx.MockTransport(handler))
     upstream = Upstream("maths", tuple(urls.split()), "maths")
     return group, UpstreamExpert(
-        upstream, group, client, Timeouts(), longest=64, failed=lambda _url: None
+        upstream, group, client, timeouts or Timeouts(), longest=64, failed=lambda _url: None
     )
 
 
@@ -135,6 +138,43 @@ def test_an_upstream_is_told_the_length_that_was_checked(
     ask(expert(handler)[1], kind, **given)
     lengths = {name: value for name, value in bodies[0].items() if name.startswith("max_")}
     assert lengths == sent
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_connection_that_breaks_after_the_end_of_an_answer_takes_nothing_away(
+    usage: bool,
+) -> None:
+    class Breaks(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield f"data: {json.dumps(ANSWER)}\n\n".encode()
+            raise httpx.ReadError("")
+
+    def handler(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Breaks(), headers={"content-type": "text/event-stream"})
+
+    asked = expert(handler)[1]
+    if usage:  # it was asked for too, and has not come
+        with pytest.raises(Refusal, match="broke off"):
+            ask(asked, stream=True, stream_options={"include_usage": True})
+    else:
+        assert ask(asked, stream=True) == [ANSWER]
+
+
+def test_a_replica_that_is_silent_to_the_end_of_the_time_has_failed() -> None:
+    async def silent(_request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    async def run(asked: UpstreamExpert, *, total: float) -> None:
+        request = parse("completion", {"model": "maths", "prompt": "a"}, Limits())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(total):
+                await asked.complete(request, Trace("completion", "x"))
+
+    for total, failures in ((0.01, 0), (0.2, 1)):
+        group, asked = expert(silent, timeouts=Timeouts(total=0.1))
+        asyncio.run(run(asked, total=total))
+        assert sum(replica.failures for replica in group.all) == failures
 
 
 @pytest.mark.parametrize("role", [True, False])

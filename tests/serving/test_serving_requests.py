@@ -80,6 +80,7 @@ def test_content_may_come_in_parts_of_text() -> None:
         ({"max_completion_tokens": 1, "max_tokens": 10**9}, "max_tokens"),
         ({"stop": 4}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a", "b" * 257]}, "stop"),
         ({"seed": 2**70}, "seed"),
         ({"n": 2}, "n"),
         ({"logprobs": True}, "logprobs"),
@@ -118,6 +119,18 @@ def test_fields_that_would_change_the_answer_are_noted_unless_they_ask_for_nothi
     nothing = {"tools": [], "frequency_penalty": 0, "response_format": {"type": "text"}}
     assert chat(**nothing).unsupported == ()
     assert chat(tools=[{}], presence_penalty=0.5).unsupported == ("presence_penalty", "tools")
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool", "content": "3", "tool_call_id": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+    ],
+)
+def test_turns_that_mean_more_than_their_text_are_noted(turn: dict[str, Any]) -> None:
+    user = {"role": "user", "content": "hello"}
+    assert chat(messages=[user, turn]).unsupported == ("messages[1]",)
 
 
 def test_a_prompt_beyond_the_limit_is_refused_as_openai_does() -> None:

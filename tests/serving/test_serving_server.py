@@ -183,8 +183,8 @@ def test_an_expert_without_a_chat_template_says_so(served: str) -> None:
 
 
 def test_what_a_template_refuses_is_the_clients_fault(served: str) -> None:
-    messages: Any = [{"role": "tool", "content": "3", "tool_call_id": "x"}]
-    with pytest.raises(openai.BadRequestError, match="no tools here"):
+    messages: Any = [{"role": "refuser", "content": "3"}]
+    with pytest.raises(openai.BadRequestError, match="no refusers here"):
         client(served).chat.completions.create(model="words", messages=messages)
 
 

@@ -268,8 +268,7 @@ def test_killed_amid_answers_what_had_not_begun_is_answered_by_another(
 
         async def run() -> list[tuple[str, str]]:
             asking = asyncio.create_task(ask_all(address, prompts))
-            while (await asyncio.to_thread(asked, doomed))["open"] < 20:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: asked(doomed)["open"] >= 20)
             await asyncio.sleep(0.3)
             os.kill(program.pid, signal.SIGKILL)
             return await asking
@@ -299,8 +298,7 @@ def test_killed_under_two_hundred_streams_none_is_lost_or_mixed_up(
 
         async def run() -> list[tuple[str, str]]:
             asking = asyncio.create_task(ask_all(address, prompts))
-            while (await asyncio.to_thread(asked, doomed))["open"] < 10:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: asked(doomed)["open"] >= 10)
             await asyncio.sleep(0.1)
             os.kill(program.pid, signal.SIGKILL)
             return await asking
@@ -315,3 +313,5 @@ def test_killed_under_two_hundred_streams_none_is_lost_or_mixed_up(
             else:
                 assert told == word * 5
         assert sum(bool(error) for _, error in answers) <= 32
+        # It was killed amid them.
+        assert metric(address, "modelglue_upstream_failures_total") >= 1

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -76,6 +77,8 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
         follow_redirects=False,
         trust_env=False,
+        # What one client's answer sets is not to go out with the request of another.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
     groups = {
         upstream.name: _replicas(upstream, elsewhere, settings.limits, metrics)

@@ -16,7 +16,7 @@ from modelglue.mixture.serving.settings import Limits
 Kind = Literal["chat", "completion"]
 Message = dict[str, str]
 
-_MOST_STOPS = 16
+_MOST_STOPS, _LONGEST_STOP = 16, 256
 _MOST_PROBLEMS = 10
 _SHARED = (
     "model stream stream_options temperature top_p max_tokens stop seed n user logprobs "
@@ -141,7 +141,7 @@ def parse(kind: Kind, value: Any, limits: Limits) -> Request:
         seed=fields.whole("seed", low=-(2**63), high=2**63 - 1),
         stream=stream,
         include_usage=bool((options or {}).get("include_usage")),
-        unsupported=fields.unsupported(),
+        unsupported=fields.unsupported() + _tool_turns(kind, value),
         body=value,
     )
     fields.raise_problems()
@@ -161,6 +161,19 @@ def _chat(fields: "_Fields") -> tuple[Message, ...]:
     if not messages:
         fields.problem("messages", "must hold one message at least")
     return tuple(_message(fields, f"messages[{i}]", message) for i, message in enumerate(messages))
+
+
+def _tool_turns(kind: Kind, value: Mapping[str, Any]) -> tuple[str, ...]:
+    """The first message that means more than its text."""
+    messages = value.get("messages") if kind == "chat" else None
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict) and (
+            message.get("role") in ("tool", "function")
+            or message.get("tool_calls")
+            or message.get("function_call")
+        ):
+            return (f"messages[{i}]",)
+    return ()
 
 
 def _message(fields: "_Fields", where: str, message: Any) -> Message:
@@ -250,9 +263,15 @@ class _Fields:
         if found is None:
             return ()
         texts = [found] if isinstance(found, str) else found
-        fits = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        fits = isinstance(texts, list) and all(
+            isinstance(text, str) and len(text) <= _LONGEST_STOP for text in texts
+        )
         if not fits or len(texts) > _MOST_STOPS:
-            self.problem("stop", f"must be a text, or a list of at most {_MOST_STOPS} texts")
+            self.problem(
+                "stop",
+                f"must be a text of at most {_LONGEST_STOP} characters, or a list of at most "
+                f"{_MOST_STOPS} such texts",
+            )
             return ()
         return tuple(text for text in cast(list[str], texts) if text)
 

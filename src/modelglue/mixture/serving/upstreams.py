@@ -8,7 +8,9 @@ A replica that answers with an error may be out of order, or the request may be 
 can answer. It is held against the replica only if another one answers the same request.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -105,6 +107,11 @@ class UpstreamExpert:
                 reply = await self._ask(replica, request)
             except _Broken as error:
                 self._failed(replica, error, tried)
+            except asyncio.CancelledError:
+                # A client may leave at any time; after all of its time the replica is to blame.
+                if time.monotonic() - trace.started >= self._timeouts.total:
+                    self._failed(replica, _Broken("time-out"), tried)
+                raise
             else:
                 self._succeeded(replica, tried)
                 _note_usage(reply, trace)
@@ -246,7 +253,9 @@ class UpstreamExpert:
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
-            raise _broken(error) from error
+            # Of an answer that is whole the end of the connection takes nothing away but counts.
+            if not finished or request.include_usage:
+                raise _broken(error) from error
         except BadEvent as error:
             raise _Broken(str(error), answered=True) from error
         # Some servers close without [DONE]; what has a reason for its end is whole.
