@@ -17,6 +17,8 @@ import httpx
 import uvicorn
 from openai import OpenAI
 
+from modelglue.mixture.serving.connections import Connection
+
 _stream = random.Random(0)
 ALPHABETS = {
     "numbers": "0123456789",
@@ -25,7 +27,7 @@ ALPHABETS = {
 }
 TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{% if message['role'] == 'refuser' %}{{ raise_exception('no refusers here') }}{% endif %}"
     "#{{ message['role'] }}: {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}#assistant: {% endif %}"
 )
@@ -58,7 +60,14 @@ def running(app: Any) -> Iterator[str]:
     """A server in a thread; gives its address."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -6,22 +6,33 @@ import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from serving_samples import HTTP, PROMPTS, client, metric, process, running, until
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import InputError, MixtureError, RunError
 from modelglue.mixture.bundle import Bundle
+from modelglue.mixture.serving import connections
 from modelglue.mixture.serving.assemble import Settings, assemble
 from modelglue.mixture.serving.run import serve
 from modelglue.mixture.serving.settings import Limits, Timeouts
 
 LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def open_gateway(bundle: Bundle) -> Iterator[str]:
+    with running(assemble(bundle, Settings())) as address:
+        yield address
 
 
 def test_without_the_right_key_nothing_is_answered(bundle: Bundle) -> None:
@@ -88,11 +99,84 @@ def test_beyond_all_that_may_be_at_work_clients_are_told_so(bundle: Bundle) -> N
         assert client(address).completions.create(model="glued", prompt="Q: 1").choices
 
 
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"
+
+
+def test_who_sends_slowly_takes_nobodys_place(bundle: Bundle) -> None:
+    limits = Limits(active=1, arriving=2)
+    with running(assemble(bundle, Settings(limits=limits))) as address, ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+
+        def begin() -> socket.socket:
+            line = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            line.sendall(HEAD)
+            return line
+
+        begin()
+        assert client(address).completions.create(model="glued", prompt="Q: 1").choices
+        begin()
+        assert begin().recv(1000).startswith(b"HTTP/1.1 429")
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    with running(assemble(bundle, Settings())) as address:
+        host, port = address.removeprefix("http://").split(":")
+        for sent in (b"", HEAD[:20]):
+            with socket.create_connection((host, int(port)), timeout=10) as line:
+                line.sendall(sent)
+                with suppress(ConnectionResetError):
+                    assert line.recv(100) == b""
+        # An answer may take longer than its question.
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+        assert client(address).completions.create(**LONG).choices
+
+
+def test_connections_beyond_the_most_are_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    with running(assemble(bundle, Settings())) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(HEAD)  # it is there when the next one comes
+            with (
+                socket.create_connection((host, int(port)), timeout=10) as other,
+                suppress(ConnectionResetError),
+            ):
+                assert other.recv(100) == b""
+
+
+def test_a_client_that_stops_reading_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.2)
+    ended = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b" " * 100_000, "more_body": True})
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        ended.set()
+
+    with running(app) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert ended.wait(10)
+
+
 def test_a_request_that_does_not_come_is_given_up(bundle: Bundle) -> None:
     with running(assemble(bundle, Settings(timeouts=Timeouts(body=0.2)))) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            line.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"
+            )
             assert line.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -123,6 +207,44 @@ def test_a_second_expert_within_memory_unloads_the_least_recently_used(
             assert loaded() == then
         assert metric(address, "modelglue_expert_unloads_total") == 1
         assert metric(address, "modelglue_expert_bytes") <= room
+
+
+def test_an_expert_that_is_being_loaded_changes_no_route(bundle: Bundle) -> None:
+    prompts = [prompt for kind in PROMPTS for prompt in PROMPTS[kind]]
+    before = bundle.route(prompts)
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does, for all threads
+    try:
+        assert bundle.route(prompts) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost"}, 200),
+        ({"host": "[::1]:80", "origin": "http://localhost:3000"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost.evil.example:8000"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_without_a_key_no_page_of_somebody_else_may_ask(
+    open_gateway: str, headers: dict[str, str], status: int
+) -> None:
+    body = {"model": "numbers", "prompt": "a", "max_tokens": 1}
+    reply = HTTP.post(f"{open_gateway}/v1/completions", json=body, headers=headers)
+    assert reply.status_code == status
+    assert HTTP.get(f"{open_gateway}/v1/models", headers=headers).status_code == status
+    assert HTTP.get(f"{open_gateway}/health", headers=headers).status_code == 200
+
+
+def test_a_server_for_everybody_answers_to_any_name(bundle: Bundle) -> None:
+    with running(assemble(bundle, Settings(host="0.0.0.0"))) as address:
+        headers = {"host": "models.example"}
+        assert HTTP.get(f"{address}/v1/models", headers=headers).status_code == 200
 
 
 def test_an_expert_larger_than_memory_is_refused_before_any_work(bundle: Bundle) -> None:
@@ -202,6 +324,7 @@ def test_the_log_has_a_line_for_each_request_without_its_text_or_key(
     [
         (["--api-key-env", "NOT_SET"], "'NOT_SET' is not set"),
         (["--memory", "0.000001"], "--memory"),
+        (["--memory", "inf", "--timeout", "inf"], "--memory, --timeout: must be finite"),
         (["--upstreams", "missing.yaml"], "missing.yaml"),
     ],
 )

@@ -178,6 +178,42 @@ def test_who_leaves_the_queue_is_skipped() -> None:
     asyncio.run(run())
 
 
+def test_who_leaves_the_queue_leaves_room_in_it() -> None:
+    async def run() -> None:
+        async with pool_of(memory=100, queue=2) as (pool, _):
+            async with aclosing(pool.answer("a", say("x", beats=100_000))) as pieces:
+                await anext(pieces)
+                gone = [asyncio.create_task(ask(pool, "a")) for _ in range(2)]
+                await asyncio.sleep(0)
+                assert pool.waiting("a") == 2
+                for task in gone:
+                    task.cancel()
+                await asyncio.gather(*gone, return_exceptions=True)
+                assert pool.waiting("a") == 0
+                stays = asyncio.create_task(ask(pool, "a"))
+                await asyncio.sleep(0)
+            assert await asyncio.wait_for(stays, 2) == "a"
+
+    asyncio.run(run())
+
+
+def test_an_expert_asked_to_leave_leaves_when_all_who_waited_for_it_are_gone() -> None:
+    async def run() -> None:
+        async with pool_of(memory=100) as (pool, _):
+            async with aclosing(pool.answer("a", say("x", beats=100_000))) as pieces:
+                await anext(pieces)
+                gone = [asyncio.create_task(ask(pool, "a")) for _ in range(3)]
+                await asyncio.sleep(0)
+                other = asyncio.create_task(ask(pool, "b"))
+                await asyncio.sleep(0.01)
+                for task in gone:
+                    task.cancel()
+                await asyncio.gather(*gone, return_exceptions=True)
+            assert await asyncio.wait_for(other, 5) == "b"
+
+    asyncio.run(run())
+
+
 def test_an_expert_that_cannot_be_loaded_harms_no_other() -> None:
     async def run() -> None:
         async with pool_of(memory=100, names=("a", "broken")) as (pool, _):

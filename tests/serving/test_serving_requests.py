@@ -1,6 +1,7 @@
 """What clients may ask, and what they are told when they may not."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,14 @@ def refused(kind: Any, value: Any, limits: Limits | None = None) -> Refusal:
     with pytest.raises(Refusal) as caught:
         parse(kind, value, limits or Limits())
     return caught.value
+
+
+def test_a_body_full_of_parts_is_read_in_a_moment() -> None:
+    for part in ({"text": ""}, 1):
+        content = [part] * 200_000 + [2]
+        start = time.process_time()
+        refused("chat", {"model": "glued", "messages": [{"role": "user", "content": content}]})
+        assert time.process_time() - start < 2
 
 
 def test_what_a_client_leaves_out_is_as_at_openai() -> None:
@@ -68,8 +77,10 @@ def test_content_may_come_in_parts_of_text() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"max_completion_tokens": 1, "max_tokens": 10**9}, "max_tokens"),
         ({"stop": 4}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a", "b" * 257]}, "stop"),
         ({"seed": 2**70}, "seed"),
         ({"n": 2}, "n"),
         ({"logprobs": True}, "logprobs"),
@@ -110,6 +121,18 @@ def test_fields_that_would_change_the_answer_are_noted_unless_they_ask_for_nothi
     assert chat(tools=[{}], presence_penalty=0.5).unsupported == ("presence_penalty", "tools")
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool", "content": "3", "tool_call_id": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+    ],
+)
+def test_turns_that_mean_more_than_their_text_are_noted(turn: dict[str, Any]) -> None:
+    user = {"role": "user", "content": "hello"}
+    assert chat(messages=[user, turn]).unsupported == ("messages[1]",)
+
+
 def test_a_prompt_beyond_the_limit_is_refused_as_openai_does() -> None:
     refusal = refused(
         "completion", {**COMPLETION, "prompt": "x" * 11}, Limits(prompt_characters=10)
@@ -124,6 +147,7 @@ def test_a_prompt_beyond_the_limit_is_refused_as_openai_does() -> None:
         b"{",
         b"\xff\xfe",
         b'{"a": NaN}',
+        b'{"a": 1e400}',
         b"[" * 100_000,
         b'{"a": ' + b"9" * 5000 + b"}",
         b'{"prompt": "\\ud83d"}',

@@ -9,7 +9,7 @@ from modelglue.mixture.serving.settings import Timeouts
 from modelglue.mixture.serving.upstream_config import Upstreams, load_upstreams
 
 EXPERTS = ("maths", "code")
-ENVIRON = {"CODER_KEY": "sesame"}
+ENVIRON = {"CODER_KEY": "sesame\n", "TWO_LINES": "open\nsesame"}
 
 
 def load(tmp_path: Path, text: str) -> Upstreams:
@@ -73,6 +73,15 @@ def test_an_expert_may_stay_in_the_process(tmp_path: Path) -> None:
             ["'NOPE' is not set", "is local"],
         ),
         (
+            "experts: [{name: maths, url: 'http://a b:80'}, {name: code, url: 'http://a..b'}]",
+            ["'http://a b:80' is no address", "'http://a..b' is no address"],
+        ),
+        (
+            "experts: [{name: maths, local: true}, {name: code, url: 'http://a', api_key_env: "
+            "TWO_LINES}]",
+            ["'TWO_LINES' holds spaces, line ends"],
+        ),
+        (
             "experts: [{name: maths, url: 'http://a'}, {name: code, url: 'http://a', modle: x}]\n"
             "timeouts: {conect: 3, total: 0}\nprobe: {path: health, failures: 0}\n"
             "concurrent: many\nretries: 3",
@@ -96,3 +105,4 @@ def test_everything_that_is_wrong_is_told_at_once(
     message = str(caught.value)
     assert all(part in message for part in told), message
     assert "upstreams.yaml" in message
+    assert "sesame" not in message

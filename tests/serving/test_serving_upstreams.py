@@ -192,6 +192,9 @@ def test_an_answer_that_breaks_off_ends_with_an_error(
     events = HTTP.post(f"{address}/v1/completions", json=body).text.strip().split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "upstream_interrupted"
     assert events[-1] == "data: [DONE]"
+    # The status had gone out, but what watches the server is to see it.
+    metrics = HTTP.get(f"{address}/metrics").text
+    assert 'expert="numbers",status="502"} 2.0' in metrics
 
 
 def test_a_stream_that_ends_without_done_is_whole_if_it_says_why_it_ends(
@@ -265,8 +268,7 @@ def test_killed_amid_answers_what_had_not_begun_is_answered_by_another(
 
         async def run() -> list[tuple[str, str]]:
             asking = asyncio.create_task(ask_all(address, prompts))
-            while (await asyncio.to_thread(asked, doomed))["open"] < 20:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: asked(doomed)["open"] >= 20)
             await asyncio.sleep(0.3)
             os.kill(program.pid, signal.SIGKILL)
             return await asking
@@ -296,8 +298,7 @@ def test_killed_under_two_hundred_streams_none_is_lost_or_mixed_up(
 
         async def run() -> list[tuple[str, str]]:
             asking = asyncio.create_task(ask_all(address, prompts))
-            while (await asyncio.to_thread(asked, doomed))["open"] < 10:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: asked(doomed)["open"] >= 10)
             await asyncio.sleep(0.1)
             os.kill(program.pid, signal.SIGKILL)
             return await asking
@@ -312,3 +313,5 @@ def test_killed_under_two_hundred_streams_none_is_lost_or_mixed_up(
             else:
                 assert told == word * 5
         assert sum(bool(error) for _, error in answers) <= 32
+        # It was killed amid them.
+        assert metric(address, "modelglue_upstream_failures_total") >= 1

@@ -1,6 +1,7 @@
 """Serving a mixture over HTTP."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -57,13 +58,15 @@ def serve(
     try:
         from modelglue.mixture.serving.assemble import Settings
         from modelglue.mixture.serving.run import serve as run_server
-        from modelglue.mixture.serving.settings import Limits, Timeouts
+        from modelglue.mixture.serving.settings import Limits, Timeouts, read_key
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs {error.name}: pip install 'modelglue[serve]'") from error
 
-    key = os.environ.get(api_key_env) if api_key_env else None
-    if api_key_env and not key:
-        raise InputError(f"--api-key-env: the variable {api_key_env!r} is not set")
+    try:
+        key = read_key(api_key_env, os.environ) if api_key_env else None
+    except ValueError as error:
+        raise InputError(f"--api-key-env: {error}") from None
+    _require_finite(memory=memory, max_body=max_body, timeout=timeout, shutdown=shutdown)
     settings = Settings(
         name=name,
         upstreams=upstreams,
@@ -88,6 +91,16 @@ def serve(
 
     with _log_to_stderr():
         run_server(bundle, settings, host=host, port=port, ready=ready)
+
+
+def _require_finite(**options: float | None) -> None:
+    wrong = [
+        "--" + name.replace("_", "-")
+        for name, value in options.items()
+        if value is not None and not math.isfinite(value)
+    ]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}: must be finite")
 
 
 @contextmanager

@@ -86,7 +86,8 @@ class EmbeddingEncoder:
 
     def features(self, prompts: Sequence[str]) -> Tensor:
         """fp32 [prompts, hidden]; an empty prompt gives zeros."""
-        pooled = torch.zeros(len(prompts), self.hidden_size)
+        # Loading a model elsewhere in the process changes the default dtype while it lasts.
+        pooled = torch.zeros(len(prompts), self.hidden_size, dtype=torch.float32)
         for row, tokens in zip(pooled, self._tokens(prompts), strict=True):
             if tokens:
                 row.copy_(self._table[torch.tensor(tokens)].float().mean(dim=0))
@@ -119,7 +120,7 @@ class LayerEncoder:
     def features(self, prompts: Sequence[str]) -> Tensor:
         """fp32 [prompts, hidden]; an empty prompt gives zeros."""
         tokens = self._tokens(prompts)
-        pooled = torch.zeros(len(prompts), self.hidden_size)
+        pooled = torch.zeros(len(prompts), self.hidden_size, dtype=torch.float32)
         by_length = sorted((i for i, row in enumerate(tokens) if row), key=lambda i: len(tokens[i]))
         for start in range(0, len(by_length), _BATCH):
             chosen = by_length[start : start + _BATCH]

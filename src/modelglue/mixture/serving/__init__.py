@@ -4,6 +4,7 @@ run.py, assemble.py   from a folder and settings to a running server
 application.py        its addresses      gateway.py   what they share
 answers.py            admit, read, route, answer, write down
 guard.py              keys, bodies, clients that leave
+connections.py        those that take up room and ask for nothing
 requests.py           what clients may ask   replies.py   what they get   refusals.py   or not
 backend.py            who answers:
   local.py, pool.py, writing.py                           an expert in this process

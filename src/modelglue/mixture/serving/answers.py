@@ -16,7 +16,6 @@ from modelglue.mixture.serving.guard import (
     Sender,
     linger,
     read_body,
-    require_key,
     while_connected,
 )
 from modelglue.mixture.serving.refusals import Refusal
@@ -68,11 +67,13 @@ class Answers:
 
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, sender: Sender) -> None:
         gateway = self._gateway
-        require_key(scope, gateway.key)
-        with gateway.admitted():
+        gateway.require_allowed(scope)
+        with gateway.arriving():
             most, seconds = gateway.limits.body_bytes, gateway.timeouts.body
             data = await read_body(scope, receive, most=most, seconds=seconds)
+        with gateway.admitted():
             request = parse(self._kind, read_json(data), gateway.limits)
+            del data
             trace.model, trace.stream = request.model, request.stream
             chat = self._kind == "chat"
             text = gateway.opening(request.messages) if chat else request.prompt
@@ -118,7 +119,9 @@ async def _refuse(refusal: Refusal, trace: Trace, receive: Receive, sender: Send
     if sender.ended:
         return
     if sender.started:
-        # The status has gone out; OpenAI's clients raise at an event with an error.
+        # A 200 has gone out, but what watches the server is to see the failure. OpenAI's clients
+        # raise at an event with an error.
+        trace.status = refusal.status
         await sender.body(event(refusal.body()) + DONE)
         return
     trace.status = refusal.status
@@ -130,10 +133,10 @@ async def _refuse(refusal: Refusal, trace: Trace, receive: Receive, sender: Send
         **refusal.headers(),
     }
     # Its body may not have been read: what comes next on the connection is no request.
-    if refusal.status in (401, 408, 413, 429):
+    if refusal.status in (401, 403, 408, 413, 429):
         headers["connection"] = "close"
     await sender.start(refusal.status, headers)
-    if refusal.status in (401, 413, 429):
+    if refusal.status in (401, 403, 413, 429):
         await sender.body(body, more=True)
         await linger(receive)
         body = b""

@@ -16,7 +16,6 @@ from starlette.routing import Route
 
 from modelglue.mixture.serving.answers import Answers
 from modelglue.mixture.serving.gateway import Gateway, no_model
-from modelglue.mixture.serving.guard import require_key
 from modelglue.mixture.serving.metrics import CONTENT_TYPE
 from modelglue.mixture.serving.refusals import Refusal
 
@@ -35,12 +34,12 @@ def application(gateway: Gateway, *, lifespan: Lifespan) -> Starlette:
         return {"id": name, "object": "model", "created": since, "owned_by": "modelglue"}
 
     async def models(request: Request) -> Response:
-        require_key(request.scope, gateway.key)
+        gateway.require_allowed(request.scope)
         listed = [described(name) for name in gateway.models]
         return JSONResponse({"object": "list", "data": listed})
 
     async def model(request: Request) -> Response:
-        require_key(request.scope, gateway.key)
+        gateway.require_allowed(request.scope)
         name = request.path_params["name"]
         if name not in gateway.models:
             raise no_model(name)
@@ -56,7 +55,7 @@ def application(gateway: Gateway, *, lifespan: Lifespan) -> Starlette:
         )
 
     async def metrics(request: Request) -> Response:
-        require_key(request.scope, gateway.key)
+        gateway.require_allowed(request.scope)
         return Response(gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,7 @@ class Settings:
         upstreams: where its experts are served; None: all in this process.
         memory: bytes for the weights of experts in this process; None: half of the machine's.
         key: that clients must give.
+        host: what the server listens on; without a key it answers to no other name.
     """
 
     name: str | None = None
@@ -48,6 +50,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "auto"
     key: str | None = field(default=None, repr=False)
+    host: str = "127.0.0.1"
     log_prompts: bool = False
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -74,6 +77,8 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
         follow_redirects=False,
         trust_env=False,
+        # What one client's answer sets is not to go out with the request of another.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
     groups = {
         upstream.name: _replicas(upstream, elsewhere, settings.limits, metrics)
@@ -87,7 +92,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         metrics.waiting.labels(expert).set_function(partial(pool.waiting, expert))
     for upstream in elsewhere.experts:
         group = groups[upstream.name]
-        backends[upstream.name] = _elsewhere(upstream, group, client, elsewhere, metrics)
+        backends[upstream.name] = _elsewhere(upstream, group, client, elsewhere, metrics, longest)
         metrics.waiting.labels(upstream.name).set_function(group.waiting)
     # One thread: a tokenizer is not to be used by two.
     routing = ThreadPoolExecutor(1, thread_name_prefix="route")
@@ -116,6 +121,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         timeouts=elsewhere.timeouts,
         metrics=metrics,
         key=settings.key,
+        host=settings.host,
         log_prompts=settings.log_prompts,
     )
     return application(gateway, lifespan=lifespan)
@@ -191,8 +197,11 @@ def _elsewhere(
     client: httpx.AsyncClient,
     elsewhere: Upstreams,
     metrics: Metrics,
+    longest: int,
 ) -> UpstreamExpert:
     def failed(url: str) -> None:
         metrics.failures.labels(upstream.name, url).inc()
 
-    return UpstreamExpert(upstream, group, client, elsewhere.timeouts, failed=failed)
+    return UpstreamExpert(
+        upstream, group, client, elsewhere.timeouts, longest=longest, failed=failed
+    )

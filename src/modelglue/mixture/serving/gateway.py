@@ -4,7 +4,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from starlette.types import Scope
+
+from modelglue.errors import ModelGlueError
 from modelglue.mixture.serving.backend import Backend
+from modelglue.mixture.serving.guard import require_allowed
 from modelglue.mixture.serving.metrics import Metrics
 from modelglue.mixture.serving.refusals import Refusal, queue_full
 from modelglue.mixture.serving.requests import Message
@@ -25,6 +29,7 @@ class Gateway:
         opening: the text that a conversation is routed on.
         backends: who answers, by the expert's name.
         key: that clients must give, if any.
+        host: what the server listens on.
         log_prompts: also write down what was asked.
     """
 
@@ -36,8 +41,14 @@ class Gateway:
     timeouts: Timeouts
     metrics: Metrics
     key: str | None = field(default=None, repr=False)
+    host: str = "127.0.0.1"
     log_prompts: bool = False
     _active: int = 0
+    _arriving: int = 0
+
+    def require_allowed(self, scope: Scope) -> None:
+        """Refuse who may not ask; see `guard.require_allowed`."""
+        require_allowed(scope, key=self.key, host=self.host)
 
     @property
     def models(self) -> list[str]:
@@ -48,13 +59,33 @@ class Gateway:
         """The expert that a request goes to.
 
         Raises:
-            Refusal: there is no such model.
+            Refusal: there is no such model, or the text cannot be routed.
         """
         if model == self.name:
-            return await self.route(text)
+            try:
+                return await self.route(text)
+            except ModelGlueError as error:
+                raise Refusal(400, f"no route: {error}", code="no_route") from error
         if model not in self.backends:
             raise no_model(model)
         return model
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Let a request come, unless the bodies that are on their way may already be too much.
+
+        Who sends slowly is to take nobody's place among those that are answered.
+
+        Raises:
+            Refusal: 429.
+        """
+        if self._arriving >= self.limits.arriving:
+            raise queue_full(f"{self._arriving} requests are on their way to this server")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

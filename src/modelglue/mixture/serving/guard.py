@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -16,18 +17,48 @@ from modelglue.mixture.serving.refusals import Refusal
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 
 
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_EVERYBODY = ("0.0.0.0", "::", "")
+
+
 class ClientGone(Exception):
     """The client has closed the connection."""
 
 
-def require_key(scope: Scope, key: str | None) -> None:
-    """Refuse a request without the key; which part of it is wrong takes no time to tell.
+def require_allowed(scope: Scope, *, key: str | None, host: str) -> None:
+    """Refuse a request without the key; where there is none, what a foreign web page asks.
+
+    A page in a browser on this machine reaches servers that listen for this machine alone, under
+    its own name (Origin), or under one that it has pointed here (Host).
+
+    Args:
+        host: what the server listens on.
 
     Raises:
-        Refusal: 401.
+        Refusal: 401 or 403.
     """
-    if key is None:
+    if key is not None:
+        _require_key(scope, key)
         return
+    names = {*_LOOPBACK, host, f"[{host}]"}
+    asked = _header(scope, b"host").decode("latin-1")
+    origin = _header(scope, b"origin").decode("latin-1")
+    known = host in _EVERYBODY or _without_port(asked) in names
+    if not known or (origin and _without_port(origin.partition("://")[2]) not in names):
+        raise Refusal(
+            403,
+            "without a key this server answers no web pages of other hosts, and to no names but "
+            "localhost and its --host; set a key with --api-key-env",
+            code="foreign_request",
+        )
+
+
+def _without_port(netloc: str) -> str:
+    return re.sub(r":\d*$", "", netloc).lower()
+
+
+def _require_key(scope: Scope, key: str) -> None:
+    """Which part of a key is wrong takes no time to tell."""
     given = _header(scope, b"authorization")
     scheme, _, token = given.partition(b" ")
     same = hmac.compare_digest(_digest(token.strip()), _digest(key.encode()))
@@ -120,9 +151,9 @@ class Sender:
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
         """Send some of the body; the last of it unless there is more."""
-        self.ended = not more
         message: Message = {"type": "http.response.body", "body": data, "more_body": more}
         await self._send(message)
+        self.ended = not more
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import itertools
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -53,8 +54,9 @@ class _Lane:
     name: str
     path: Path
     nbytes: int
-    jobs: asyncio.Queue[Job]
     thread: ThreadPoolExecutor
+    jobs: deque[Job] = field(default_factory=deque)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     model: HuggingFaceModel | None = None
     job: Job | None = None
     used: int = 0
@@ -65,11 +67,11 @@ class _Lane:
 
     @property
     def waiting(self) -> int:
-        return self.jobs.qsize()
+        return len(self.jobs)
 
     @property
     def idle(self) -> bool:
-        return self.job is None and self.jobs.empty()
+        return self.job is None and not self.jobs
 
 
 class ExpertPool:
@@ -95,6 +97,7 @@ class ExpertPool:
         watch: Watch,
     ) -> None:
         self._memory = memory
+        self._queue = queue
         self._load = load
         self._watch = watch
         self._lanes = {
@@ -102,7 +105,6 @@ class ExpertPool:
                 name,
                 folder,
                 sizes[name],
-                asyncio.Queue(maxsize=queue),
                 ThreadPoolExecutor(1, thread_name_prefix=f"expert-{name}"),
             )
             for name, folder in folders.items()
@@ -144,13 +146,13 @@ class ExpertPool:
             Exception: whatever loading or working raised.
         """
         lane, job = self._lanes[name], Job(work)
-        try:
-            lane.jobs.put_nowait(job)
-        except asyncio.QueueFull:
+        if lane.waiting >= self._queue:
             seconds = min(60, max(1, math.ceil(lane.seconds * lane.waiting)))
             raise queue_full(
                 f"{lane.waiting} requests wait for expert {name!r}", retry_after=seconds
-            ) from None
+            )
+        lane.jobs.append(job)
+        lane.asked.set()
         try:
             while (piece := await job.pieces.get()) is not None:
                 if isinstance(piece, Exception):
@@ -158,36 +160,44 @@ class ExpertPool:
                 yield piece
         finally:
             job.gone = True
+            if job in lane.jobs:
+                lane.jobs.remove(job)
+                self._leave_if_done(lane)
 
     async def _serve(self, lane: _Lane) -> None:
         """Answer what is asked of an expert, one request after the other."""
         loop = asyncio.get_running_loop()
         while True:
-            job = await lane.jobs.get()
-            if not job.gone:
-                lane.job = job
-                started = loop.time()
-                try:
-                    await self._resident(lane, job)
-                    await loop.run_in_executor(lane.thread, _run, lane, job, loop)
-                except Exception as error:  # noqa: BLE001  (it goes to whoever asked)
-                    job.pieces.put_nowait(error)
-                else:
-                    lane.seconds += 0.2 * (loop.time() - started - lane.seconds)
-                lane.job = None
-            if lane.leaving:
-                lane.grace -= 1
-                if lane.grace <= 0:
-                    self._unload(lane)
+            while not lane.jobs:
+                lane.asked.clear()
+                await lane.asked.wait()
+            lane.job = job = lane.jobs.popleft()
+            started = loop.time()
+            try:
+                await self._resident(lane, job)
+                await loop.run_in_executor(lane.thread, _run, lane, job, loop)
+            except Exception as error:  # noqa: BLE001  (it goes to whoever asked)
+                job.pieces.put_nowait(error)
+            else:
+                lane.seconds += 0.2 * (loop.time() - started - lane.seconds)
+            lane.job = None
+            lane.grace -= 1
+            self._leave_if_done(lane)
+
+    def _leave_if_done(self, lane: _Lane) -> None:
+        """Unload an expert that was asked to leave when all have been answered, or have left."""
+        if lane.leaving and (lane.idle or (lane.job is None and lane.grace <= 0)):
+            self._unload(lane)
 
     async def _resident(self, lane: _Lane, job: Job) -> None:
         """See to it that an expert is in memory, unless nobody waits for it any more."""
         if lane.model is None:
             # Whoever needs room waits for its turn: two could wait for each other's.
             async with self._changing:
-                if job.gone:
+                if not job.gone:
+                    await self._make_room(lane)
+                if job.gone:  # it may have been a long wait
                     return
-                await self._make_room(lane)
                 loop = asyncio.get_running_loop()
                 lane.model = await loop.run_in_executor(lane.thread, self._load, lane.path)
                 lane.nbytes = _nbytes(lane.model)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from modelglue.mixture.serving.access import FAILURES
 from modelglue.mixture.serving.replicas import Replica, Replicas
 from modelglue.mixture.serving.upstream_config import Upstreams
 
@@ -24,6 +25,9 @@ async def probing(
                 response = await client.get(address, timeout=upstreams.timeouts.connect)
             except httpx.HTTPError as error:
                 group.failed(replica, refused=isinstance(error, httpx.ConnectError))
+                continue
+            except Exception:  # noqa: BLE001  (a probe that ends would leave its replica for dead)
+                FAILURES.exception("probe of %s", address)
                 continue
             if response.status_code < 500:
                 group.succeeded(replica)

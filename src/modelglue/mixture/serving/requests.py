@@ -5,6 +5,7 @@ experts in this process cannot honour are noted in `Request.unsupported`, and re
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -15,7 +16,8 @@ from modelglue.mixture.serving.settings import Limits
 Kind = Literal["chat", "completion"]
 Message = dict[str, str]
 
-_MOST_STOPS = 16
+_MOST_STOPS, _LONGEST_STOP = 16, 256
+_MOST_PROBLEMS = 10
 _SHARED = (
     "model stream stream_options temperature top_p max_tokens stop seed n user logprobs "
     "frequency_penalty presence_penalty logit_bias metadata store service_tier"
@@ -29,6 +31,12 @@ KNOWN: dict[Kind, frozenset[str]] = {
     "completion": frozenset(f"{_SHARED} prompt best_of echo suffix".split()),
 }
 """OpenAI's fields: what an upstream is told of a request."""
+
+LENGTHS: dict[Kind, tuple[str, ...]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completion": ("max_tokens",),
+}
+"""The fields that name the longest answer; the first that is given counts."""
 
 # With these values a field asks for nothing.
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -88,8 +96,12 @@ def read_json(data: bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no JSON")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        return value if math.isfinite(value) else refuse(number[:20])
+
     try:
-        value = json.loads(data.decode(), parse_constant=refuse)
+        value = json.loads(data.decode(), parse_constant=refuse, parse_float=finite)
         if b"\\ud" in data.lower():  # half a surrogate pair is a text that no tokenizer takes
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -110,10 +122,8 @@ def parse(kind: Kind, value: Any, limits: Limits) -> Request:
     text = _chat(fields) if kind == "chat" else _completion(fields)
     temperature = fields.number("temperature", low=0, high=2)
     top_p = fields.number("top_p", low=0, high=1, above=True)
-    most = limits.answer_tokens
-    longest = fields.whole("max_completion_tokens", low=1, high=most) if kind == "chat" else None
-    if longest is None:
-        longest = fields.whole("max_tokens", low=1, high=most)
+    # Both are checked, though one counts: a server may know the other alone.
+    lengths = [fields.whole(name, low=1, high=limits.answer_tokens) for name in LENGTHS[kind]]
     stream = fields.flag("stream")
     options = fields.get("stream_options", dict, "an object")
     if options is not None and not stream:
@@ -126,12 +136,12 @@ def parse(kind: Kind, value: Any, limits: Limits) -> Request:
         messages=() if isinstance(text, str) else text,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
-        max_tokens=longest,
+        max_tokens=next((length for length in lengths if length is not None), None),
         stop=fields.stops(),
         seed=fields.whole("seed", low=-(2**63), high=2**63 - 1),
         stream=stream,
         include_usage=bool((options or {}).get("include_usage")),
-        unsupported=fields.unsupported(),
+        unsupported=fields.unsupported() + _tool_turns(kind, value),
         body=value,
     )
     fields.raise_problems()
@@ -153,6 +163,19 @@ def _chat(fields: "_Fields") -> tuple[Message, ...]:
     return tuple(_message(fields, f"messages[{i}]", message) for i, message in enumerate(messages))
 
 
+def _tool_turns(kind: Kind, value: Mapping[str, Any]) -> tuple[str, ...]:
+    """The first message that means more than its text."""
+    messages = value.get("messages") if kind == "chat" else None
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict) and (
+            message.get("role") in ("tool", "function")
+            or message.get("tool_calls")
+            or message.get("function_call")
+        ):
+            return (f"messages[{i}]",)
+    return ()
+
+
 def _message(fields: "_Fields", where: str, message: Any) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         fields.problem(where, "must be an object with role and content")
@@ -161,11 +184,11 @@ def _message(fields: "_Fields", where: str, message: Any) -> Message:
     if content is None and message["role"] != "user":
         content = ""  # an assistant's turn that only calls tools
     if isinstance(content, list):
-        parts = [part if isinstance(part, dict) else {} for part in content]
-        other = [part for part in parts if not isinstance(part.get("text"), str)]
-        if other:
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) < len(parts):
             fields.problem(f"{where}.content", "may hold parts of type text only")
-        content = "".join(part["text"] for part in parts if part not in other)
+        content = "".join(texts)
     if not isinstance(content, str):
         fields.problem(f"{where}.content", "must be a text, or a list of parts of type text")
         content = ""
@@ -192,12 +215,13 @@ class _Fields:
         self._problems: list[tuple[str, str]] = []
 
     def problem(self, name: str, text: str) -> None:
-        self._problems.append((name, text))
+        if len(self._problems) < _MOST_PROBLEMS:
+            self._problems.append((name, text))
 
     def raise_problems(self) -> None:
         if not self._problems:
             return
-        told = "; ".join(f"{name}: {text}" for name, text in self._problems[:10])
+        told = "; ".join(f"{name}: {text}" for name, text in self._problems)
         raise Refusal(400, told, param=self._problems[0][0], code="invalid_value")
 
     def get(self, name: str, sort: type, what: str, *, needed: bool = False) -> Any:
@@ -239,9 +263,15 @@ class _Fields:
         if found is None:
             return ()
         texts = [found] if isinstance(found, str) else found
-        fits = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        fits = isinstance(texts, list) and all(
+            isinstance(text, str) and len(text) <= _LONGEST_STOP for text in texts
+        )
         if not fits or len(texts) > _MOST_STOPS:
-            self.problem("stop", f"must be a text, or a list of at most {_MOST_STOPS} texts")
+            self.problem(
+                "stop",
+                f"must be a text of at most {_LONGEST_STOP} characters, or a list of at most "
+                f"{_MOST_STOPS} such texts",
+            )
             return ()
         return tuple(text for text in cast(list[str], texts) if text)
 

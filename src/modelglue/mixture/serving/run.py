@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -14,6 +15,7 @@ from modelglue.errors import RunError
 from modelglue.evaluate.threads import threads_for
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.serving.assemble import Settings, assemble
+from modelglue.mixture.serving.connections import Connection
 
 
 def serve(
@@ -35,10 +37,12 @@ def serve(
         RunError: the address is taken.
     """
     bundle = Bundle.load(path, device=settings.device, dtype=settings.dtype)
-    app = assemble(bundle, settings)
+    app = assemble(bundle, replace(settings, host=host))
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

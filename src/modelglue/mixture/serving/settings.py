@@ -1,5 +1,6 @@
-"""What a gateway allows, and how long it waits."""
+"""What a gateway allows, how long it waits, and the keys that it is given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -15,6 +16,7 @@ class Limits:
             names no length.
         active: requests at work or waiting, in all; beyond it 429.
         queue: requests that wait for one expert; beyond it 429.
+        arriving: requests whose bodies are being read; beyond it 429.
     """
 
     body_bytes: int = 4 << 20
@@ -22,6 +24,7 @@ class Limits:
     answer_tokens: int = 2048
     active: int = 512
     queue: int = 256
+    arriving: int = 2048
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,20 @@ class Timeouts:
 
 COMPLETION_TOKENS = 16
 """What a completion gets that names no length, as at OpenAI."""
+
+
+def read_key(variable: str, environ: Mapping[str, str]) -> str:
+    """A key from the environment, without the end of line that keys from files often have.
+
+    Raises:
+        ValueError: it is not set, or no header can hold it; the message does not show it.
+    """
+    key = environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"the variable {variable!r} is not set")
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError(
+            f"the variable {variable!r} holds spaces, line ends or characters beyond ASCII, which "
+            "no key may have"
+        )
+    return key

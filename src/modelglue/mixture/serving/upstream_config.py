@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from modelglue.errors import ConfigError
-from modelglue.mixture.serving.settings import Timeouts
+from modelglue.mixture.serving.settings import Timeouts, read_key
 from modelglue.registry import nearest
 from modelglue.yamlfile import read_yaml
 
@@ -170,9 +172,10 @@ def _upstream(
         texts = []
     name, key = entry["name"], None
     if (variable := entry.get("api_key_env")) is not None:
-        key = environ.get(str(variable))
-        if not key:
-            problems.append(f"{where}.api_key_env: the variable {variable!r} is not set")
+        try:
+            key = read_key(str(variable), environ)
+        except ValueError as error:
+            problems.append(f"{where}.api_key_env: {error}")
     return Upstream(name, urls, str(entry.get("model") or name), key, frozenset(texts))
 
 
@@ -180,9 +183,17 @@ def _base(url: object, where: str, problems: list[str]) -> str:
     try:
         parts = urlsplit(str(url))
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
+        httpx.URL(str(url)).host.encode("idna")  # what will ask it, and how names are looked up
+    except (ValueError, httpx.InvalidURL):
         fits = False
-    if not fits or parts.query or parts.fragment or parts.username or parts.password:
+    if (
+        not fits
+        or len(str(url).split()) != 1
+        or parts.query
+        or parts.fragment
+        or parts.username
+        or parts.password
+    ):
         problems.append(
             f"{where}: {url!r} is no address; write http://host:port, without a key in it"
         )

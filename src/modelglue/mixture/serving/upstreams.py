@@ -3,11 +3,17 @@
 A request goes to one replica. If that fails before the first text has come, another is asked and
 the client never knows; after it, the client is told that its answer broke off: what it has read
 cannot be taken back, and another replica would write another answer.
+
+A replica that answers with an error may be out of order, or the request may be one that no server
+can answer. It is held against the replica only if another one answers the same request.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import httpx
@@ -16,12 +22,13 @@ from modelglue.mixture.serving.backend import Trace
 from modelglue.mixture.serving.events import BadEvent, read_events
 from modelglue.mixture.serving.refusals import Refusal
 from modelglue.mixture.serving.replicas import Replica, Replicas
-from modelglue.mixture.serving.requests import KNOWN, Request
-from modelglue.mixture.serving.settings import Timeouts
+from modelglue.mixture.serving.requests import KNOWN, LENGTHS, Request
+from modelglue.mixture.serving.settings import COMPLETION_TOKENS, Timeouts
 from modelglue.mixture.serving.upstream_config import Upstream
 
 _PATHS = {"chat": "/chat/completions", "completion": "/completions"}
 _MOST_ERROR = 64 << 10
+_MOST_ERRORS = 3  # that replicas answer a request with, before it is taken for the request's own
 
 Failed = Callable[[str], None]
 """Told of the address of a replica that gave no answer."""
@@ -32,17 +39,39 @@ class _Broken(Exception):
 
     Args:
         refused: it took no connection.
+        answered: it is alive, and what it said is an error.
         busy: it is alive, and told us to come later; what a client is told if all are.
     """
 
-    def __init__(self, why: str, *, refused: bool = False, busy: Refusal | None = None) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        refused: bool = False,
+        answered: bool = False,
+        busy: Refusal | None = None,
+    ) -> None:
         super().__init__(why)
         self.refused = refused
+        self.answered = answered
         self.busy = busy
 
 
+@dataclass
+class _Tried:
+    """The replicas that gave no answer to a request, those that answered with an error apart."""
+
+    replicas: list[Replica] = field(default_factory=list)
+    with_error: list[Replica] = field(default_factory=list)
+    last: _Broken | None = None
+
+
 class UpstreamExpert:
-    """A `Backend` over the replicas of an expert."""
+    """A `Backend` over the replicas of an expert.
+
+    Args:
+        longest: tokens of an answer for which the client asks no length.
+    """
 
     def __init__(
         self,
@@ -51,12 +80,14 @@ class UpstreamExpert:
         client: httpx.AsyncClient,
         timeouts: Timeouts,
         *,
+        longest: int,
         failed: Failed,
     ) -> None:
         self._upstream = upstream
         self._replicas = replicas
         self._client = client
         self._timeouts = timeouts
+        self._longest = longest
         self._note_failed = failed
         self._headers = {"accept-encoding": "identity"}
         if upstream.key is not None:
@@ -69,18 +100,20 @@ class UpstreamExpert:
 
     async def complete(self, request: Request, trace: Trace) -> dict[str, Any]:
         """See `Backend.complete`."""
-        tried: list[Replica] = []
-        last: _Broken | None = None
+        tried = _Tried()
         while True:
-            replica = await self._next(tried, last, trace)
+            replica = await self._next(tried, trace)
             try:
                 reply = await self._ask(replica, request)
             except _Broken as error:
-                self._failed(replica, error)
-                tried.append(replica)
-                last = error
+                self._failed(replica, error, tried)
+            except asyncio.CancelledError:
+                # A client may leave at any time; after all of its time the replica is to blame.
+                if time.monotonic() - trace.started >= self._timeouts.total:
+                    self._failed(replica, _Broken("time-out"), tried)
+                raise
             else:
-                self._replicas.succeeded(replica)
+                self._succeeded(replica, tried)
                 _note_usage(reply, trace)
                 return reply
             finally:
@@ -88,10 +121,9 @@ class UpstreamExpert:
 
     async def stream(self, request: Request, trace: Trace) -> AsyncGenerator[dict[str, Any], None]:
         """See `Backend.stream`."""
-        tried: list[Replica] = []
-        last: _Broken | None = None
+        tried = _Tried()
         while True:
-            replica = await self._next(tried, last, trace)
+            replica = await self._next(tried, trace)
             held: list[dict[str, Any]] | None = []  # until the first text; then None
             try:
                 async with aclosing(self._chunks(replica, request)) as chunks:
@@ -106,42 +138,58 @@ class UpstreamExpert:
                             held = None
                         else:
                             yield chunk
-                self._replicas.succeeded(replica)
+                if held is not None:
+                    raise _Broken("the stream ended before any text", answered=True)
+                self._succeeded(replica, tried)
                 return
             except _Broken as error:
-                self._failed(replica, error)
+                self._failed(replica, error, tried)
                 if held is None:
                     raise Refusal(
                         502,
                         f"the server of expert {self._upstream.name!r} broke off: {error}",
                         code="upstream_interrupted",
                     ) from error
-                tried.append(replica)
-                last = error
             finally:
                 self._replicas.release(replica)
 
-    async def _next(self, tried: list[Replica], last: _Broken | None, trace: Trace) -> Replica:
+    async def _next(self, tried: _Tried, trace: Trace) -> Replica:
         """The replica to ask; what the last one did wrong, where none is left."""
+        if len(tried.with_error) >= _MOST_ERRORS:
+            raise self._no_answer(tried)
         try:
-            replica = await self._replicas.lease(without=tried)
+            replica = await self._replicas.lease(without=tried.replicas)
         except Refusal as refusal:
-            if last is None or refusal.status != 503:
+            if tried.last is None or refusal.status != 503:
                 raise
-            if last.busy is not None:
-                raise last.busy from last
-            raise Refusal(
-                502,
-                f"no server of expert {self._upstream.name!r} answered; the last one: {last}",
-                code="upstream_failed",
-            ) from last
-        trace.replica, trace.retries = replica.url, len(tried)
+            raise self._no_answer(tried) from tried.last
+        trace.replica, trace.retries = replica.url, len(tried.replicas)
         return replica
 
-    def _failed(self, replica: Replica, error: _Broken) -> None:
-        if error.busy is None:
+    def _no_answer(self, tried: _Tried) -> Refusal:
+        if tried.last is not None and tried.last.busy is not None:
+            return tried.last.busy
+        return Refusal(
+            502,
+            f"no server of expert {self._upstream.name!r} answered; the last one: {tried.last}",
+            code="upstream_failed",
+        )
+
+    def _succeeded(self, replica: Replica, tried: _Tried) -> None:
+        self._replicas.succeeded(replica)
+        for other in tried.with_error:  # the request could be answered
+            self._replicas.failed(other, refused=False)
+
+    def _failed(self, replica: Replica, error: _Broken, tried: _Tried) -> None:
+        tried.replicas.append(replica)
+        tried.last = error
+        if error.busy is not None:
+            return
+        self._note_failed(replica.url)
+        if error.answered:
+            tried.with_error.append(replica)
+        else:
             self._replicas.failed(replica, refused=error.refused)
-            self._note_failed(replica.url)
 
     def _body(self, request: Request) -> dict[str, Any]:
         """What a replica is asked: OpenAI's fields, and others that it is said to understand."""
@@ -151,7 +199,12 @@ class UpstreamExpert:
             for name, value in request.body.items()
             if name in understood and value is not None
         }
-        return {**body, "model": self._upstream.model}
+        length = request.max_tokens
+        if length is None:
+            usual = COMPLETION_TOKENS if request.kind == "completion" else self._longest
+            length = min(usual, self._longest)
+        names = [name for name in LENGTHS[request.kind] if name in body] or ["max_tokens"]
+        return {**body, "model": self._upstream.model, **dict.fromkeys(names, length)}
 
     def _request(self, replica: Replica, request: Request) -> httpx.Request:
         # What streams has a time between any two parts; what does not comes in one at the end.
@@ -178,7 +231,7 @@ class UpstreamExpert:
             reply = json.loads(content)
             if isinstance(reply, dict) and isinstance(reply.get("choices"), list):
                 return reply
-        raise _Broken("its answer is none of OpenAI's objects")
+        raise _Broken("its answer is none of OpenAI's objects", answered=True)
 
     async def _chunks(
         self, replica: Replica, request: Request
@@ -189,20 +242,22 @@ class UpstreamExpert:
             try:
                 await self._require_answer(response)
                 if "text/event-stream" not in response.headers.get("content-type", ""):
-                    raise _Broken("it was asked for a stream and gave none")
+                    raise _Broken("it was asked for a stream and gave none", answered=True)
                 async for event in read_events(response.aiter_bytes()):
                     if event is None:
                         return
                     if error := event.get("error"):
-                        raise _Broken(_message(error))
+                        raise _Broken(_message(error), answered=True)
                     finished = finished or _finishes(event)
                     yield event
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
-            raise _broken(error) from error
+            # Of an answer that is whole the end of the connection takes nothing away but counts.
+            if not finished or request.include_usage:
+                raise _broken(error) from error
         except BadEvent as error:
-            raise _Broken(str(error)) from error
+            raise _Broken(str(error), answered=True) from error
         # Some servers close without [DONE]; what has a reason for its end is whole.
         if not finished:
             raise _Broken("the connection closed amid the answer")
@@ -229,7 +284,7 @@ class UpstreamExpert:
             )
             raise _Broken(message, busy=busy)
         if status >= 500:
-            raise _Broken(f"status {status}: {message}")
+            raise _Broken(f"status {status}: {message}", answered=True)
         self._refuse(status, message)
 
     def _refuse(self, status: int, message: str) -> NoReturn:
@@ -246,9 +301,16 @@ class UpstreamExpert:
 
 
 def _broken(error: httpx.HTTPError) -> _Broken:
+    """What went wrong by its kind alone: the error's own words may hold what was sent, keys too.
+
+    Raises:
+        Refusal: the gateway itself could not write the request; no replica is at fault.
+    """
+    if isinstance(error, httpx.LocalProtocolError):
+        raise Refusal(500, "the gateway cannot send this request", code="server_error") from None
     refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
     what = "time-out" if isinstance(error, httpx.TimeoutException) else type(error).__name__
-    return _Broken(f"{what} {error}".strip(), refused=refused)
+    return _Broken(what, refused=refused)
 
 
 def _decoded(content: bytes) -> Any:
