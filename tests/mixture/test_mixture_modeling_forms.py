@@ -24,7 +24,11 @@ from transformers import DynamicCache
 
 import tiny
 from modelglue.evaluate.huggingface import HuggingFaceModel
-from modelglue.mixture.modeling_modelglue import RoutedCacheLayer
+from modelglue.mixture.modeling_modelglue import (
+    ModelglueMixtureConfig,
+    ModelglueMixtureForCausalLM,
+    RoutedCacheLayer,
+)
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.surgery import write_layers
@@ -305,3 +309,49 @@ def test_a_mixture_of_architectures_is_saved_and_loaded(tmp_path, unlike):
     model.save_pretrained(tmp_path / "again")
     inputs = batch(PROMPTS)
     assert torch.equal(logits(model, inputs), logits(load(tmp_path / "again"), inputs))
+
+
+def test_rows_keep_to_themselves_where_layers_take_arguments_by_position():
+    text = {"model_type": "gpt2", **tiny.SIZES, "num_hidden_layers": 2}
+    told = {"kind": BLOCK.to_mapping(), "experts": ["a", "b", "c"]}
+    torch.manual_seed(0)
+    mixed = ModelglueMixtureForCausalLM(ModelglueMixtureConfig(text, told)).eval()
+    with torch.no_grad():
+        for name, parameter in mixed.named_parameters():
+            parameter.normal_(0, 9 if "router.weight" in name else 0.15)
+    chosen = [routes(mixed, prompt) for prompt in PROMPTS]
+    assert len(set(map(tuple, chosen))) > 1, "all rows of the sample go one way"
+    inputs = batch(PROMPTS)
+    alone = torch.cat([logits(mixed, batch([prompt])) for prompt in PROMPTS])
+    assert (logits(mixed, inputs) - alone).abs().max() < 1e-5
+    expected = [written(mixed, batch([prompt]))[0] for prompt in PROMPTS]
+    assert written(mixed, inputs) == expected
+    assert written(mixed, inputs, use_cache=False) == expected
+
+
+@pytest.mark.parametrize("kind", [FFN_SAMPLE, BLOCK, STACK], ids=lambda kind: kind.short)
+@pytest.mark.parametrize(("first", "then"), [("eager", "sdpa"), ("sdpa", "eager")])
+def test_another_attention_set_after_loading_says_the_same(mixed, kind, first, then):
+    model = load(mixed("llama", kind), attn_implementation=first)
+    inputs = batch(PROMPTS)
+    expected, told = logits(model, inputs), written(model, inputs)
+    model.set_attn_implementation(then)
+    assert (logits(model, inputs) - expected).abs().max() < 1e-5
+    assert written(model, inputs) == told
+
+
+def test_another_attention_reaches_layers_of_other_architectures(unlike):
+    model = unlike()
+    inputs = batch(PROMPTS)
+    expected = logits(model, inputs)
+    model.set_attn_implementation("eager")
+    assert (logits(model, inputs) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [FFN_SAMPLE, BLOCK], ids=lambda kind: kind.short)
+def test_what_another_model_read_is_refused(mixed, models, kind):
+    model, other = load(mixed("llama", kind)), load(models("llama", 0))
+    ids = torch.tensor(PROMPTS[:1])
+    read = other(ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="filled by another model"):
+        model(ids, past_key_values=read)

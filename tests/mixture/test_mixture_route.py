@@ -66,7 +66,7 @@ def family(tmp_path_factory):
         MixtureKind("block", shared_layers=1),
         MixtureKind("ffn", "mlp", "token", 2, 1),
         MixtureKind("ffn", "linear", "token", 2),
-        MixtureKind("model", shared_layers=3),
+        MixtureKind("model", shared_layers=2),
     ],
     ids=lambda kind: f"{kind.short}{kind.top_k}",
 )

@@ -222,3 +222,11 @@ def test_what_the_dense_models_dtype_cannot_hold_is_refused_and_leaves_nothing(
     with pytest.raises(MixtureError, match=r"layers\.1\.mlp\.up_proj\.weight.*no finite F16"):
         write_stock(tmp_path / "out", {"a": dense, "b": huge}, dense, None, kind=TOP1)
     assert os.listdir(tmp_path) == ["models"]
+
+
+def test_a_router_that_the_dense_models_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    dense = LLAMA.save(tmp_path / "models/dense", dtype=torch.float16)
+    steep = [LinearRouter(torch.full((2, 32), 1e5), torch.zeros(2))] * 3
+    with pytest.raises(MixtureError, match=r"layers\.0\..*gate\.weight.*beyond F16.*BF16 or F32"):
+        write_stock(tmp_path / "out", dict.fromkeys("ab", dense), dense, steep, kind=TOP1)
+    assert os.listdir(tmp_path) == ["models"]

@@ -4,7 +4,18 @@ import json
 
 import pytest
 import torch
-from layer_samples import FAMILIES, LAYERS, WIDTH, load, mixture, routers, save
+from layer_samples import (
+    FAMILIES,
+    LAYERS,
+    PROMPTS,
+    WIDTH,
+    batch,
+    load,
+    logits,
+    mixture,
+    routers,
+    save,
+)
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
@@ -191,6 +202,23 @@ def test_other_architectures_are_refused_where_layers_alone_may_differ(
 def test_kinds_that_cannot_be_are_refused_with_the_nearest_that_can(tmp_path, models, kind, reason):
     experts = {"a": models("llama"), "b": models("llama", 1)}
     assert reason in refused(tmp_path, models("llama"), experts, kind, [])
+
+
+@pytest.mark.parametrize("kind", [MixtureKind("ffn", input="sample"), BLOCK], ids=str)
+def test_layers_that_keep_other_states_route_no_samples(tmp_path, kind):
+    convolutions = {
+        "model_type": "lfm2",
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    }
+    dense = tiny.save_model(tmp_path / "dense", num_hidden_layers=2, **convolutions)
+    text = refused(tmp_path, dense, {"a": dense, "b": dense}, kind)
+    assert text.count("remember more than keys and values") == 3
+    assert "shared_layers: 0" in text
+    token = MixtureKind("ffn", input="token")
+    mixed = load(mixture(tmp_path / "token", dense, [dense, dense], token))
+    inputs = batch(PROMPTS)
+    assert (logits(mixed, inputs) - logits(load(dense), inputs)).abs().max() < 1e-5
 
 
 def test_routers_that_do_not_fit_are_refused(tmp_path, models):

@@ -13,7 +13,7 @@ from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.mix import mix
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter, MLPRouter, widened
-from modelglue.mixture.router_scores import ScoreTable
+from modelglue.mixture.router_scores import NearestRouter, ScoreTable
 from modelglue.mixture.training import (
     LossTable,
     TableSettings,
@@ -314,11 +314,37 @@ def test_long_texts_are_cut_for_the_shortest_context(tmp_path, random_bundle):
     assert done.trained.report.samples >= 1
 
 
-def test_a_router_by_neighbours_trains_as_the_linear_one_fitted_to_it(tmp_path, experts):
-    mix(experts, {}, tmp_path / "knn", initialisation="knn", scores=score_table())
-    done = train_bundle(tmp_path / "knn", tmp_path / "out", score_table())
-    assert isinstance(Bundle.load(tmp_path / "out").router, LinearRouter)
+def test_pieces_of_one_document_stay_together(tmp_path, random_bundle):
+    texts = [Sample(" ".join(f"{i} {j}" for j in range(300))) for i in range(6)]
+    done = train_bundle(random_bundle, tmp_path / "out", texts)
+    (report,) = parted(range(6), seed=0, stop=0.2, report=0.2).report
+    whole = len(texts[report].text)
+    assert done.trained.report.samples == -(-whole // 511)
+    with pytest.raises(InputError, match="1 different texts are too few"):
+        train_bundle(random_bundle, tmp_path / "none", texts[:1])
+
+
+def test_a_router_by_neighbours_gives_way_to_a_better_linear_one_alone(tmp_path, experts):
+    table = score_table()
+    wrong = ScoreTable(table.texts, table.scores.roll(1, dims=1))
+    for name, scores in (("good", table), ("bad", wrong)):
+        mix(experts, {}, tmp_path / name, initialisation="knn", scores=scores)
+    done = train_bundle(tmp_path / "bad", tmp_path / "better", table)
+    assert done.trained.kept
+    assert isinstance(Bundle.load(tmp_path / "better").router, LinearRouter)
+    assert done.trained.report.before.mean > -0.2
     assert done.trained.report.after.mean < -0.8
+    told = json.loads((tmp_path / "better" / "mixture.json").read_text())["router"]
+    assert not {"items", "examples"} & told.keys()
+    # On its own items nothing is better than the items themselves.
+    kept = train_bundle(tmp_path / "good", tmp_path / "same", table)
+    assert not kept.trained.kept
+    assert kept.trained.report.before.mean == kept.trained.report.after.mean == -1.0
+    router, given = (Bundle.load(tmp_path / name).router for name in ("same", "good"))
+    assert isinstance(router, NearestRouter)
+    assert torch.equal(router.items, given.items)
+    told = json.loads((tmp_path / "same" / "mixture.json").read_text())["router"]
+    assert {"items", "examples"} <= told.keys()
 
 
 def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path, random_bundle):

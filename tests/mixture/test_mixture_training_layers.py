@@ -9,6 +9,7 @@ import pytest
 import torch
 from mixture_samples import PROMPTS
 from safetensors.torch import load_file
+from stock_samples import BY_NAME
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
@@ -17,6 +18,7 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.compose import compose
 from modelglue.mixture.layer_features import LayerReader
 from modelglue.mixture.notation import MixtureKind
+from modelglue.mixture.stock_formats import FORMATS
 from modelglue.mixture.training_forced import forced_losses
 from modelglue.mixture.training_layers import LayerSettings, router_parameters, train_layers
 from modelglue.mixture.training_rows import Row, batch_of, losses, rows_of
@@ -143,6 +145,22 @@ def test_a_stock_mixture_with_one_expert_a_token_learns_with_two_at_work(tmp_pat
     assert changed == (
         {name for name in old if name.endswith(".gate.weight")} if done.kept else set()
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "granite", "olmo2", "llama-hybrid"])
+def test_routers_of_every_stock_class_can_be_trained(tmp_path, name):
+    case = BY_NAME[name]
+    experts = {f"e{seed}": case.save(tmp_path / str(seed), seed=seed) for seed in (1, 2)}
+    prompts = dict(zip(experts, PROMPTS.values()))
+    given = tmp_path / "given"
+    compose(experts, prompts, given, kind=case.kind(), initialisation="random", seed=1)
+    assert AutoConfig.from_pretrained(given).model_type == case.target
+    settings = LayerSettings(steps=1, rows=4, length=16)
+    done = train_layers(given, tmp_path / "out", samples()[:9], settings=settings)
+    old, new = tensors_of(given), tensors_of(tmp_path / "out")
+    routers = {key for key in old if key.endswith("." + FORMATS[case.target].router)}
+    assert done.routers == len(routers) == 3 - case.shared_layers
+    assert {key for key in old if not torch.equal(old[key], new[key])} <= routers
 
 
 def test_calming_leaves_routes_as_they_are_and_makes_steps_alike(tmp_path, specialists):

@@ -159,14 +159,24 @@ def _in_checkpoint(model: Path, texts: Sequence[str], device: str) -> list[TextR
     top_k = int(getattr(config, "num_experts_per_tok", 0) or 0)
     if not top_k:
         raise MixtureError(f"{model} is no mixture: neither a bundle nor a model with routers")
-    named = (getattr(config, "modelglue", None) or {}).get("experts") or []
-    count = config.get_text_config().num_hidden_layers
-    return [_in_layers(loaded, text, named, top_k=top_k, layers=count) for text in texts]
+    note = getattr(config, "modelglue", None) or {}
+    named, layers = note.get("experts") or [], config.get_text_config().num_hidden_layers
+    # At model level the first mixed layer decides for those above it.
+    first = (note.get("kind") or {}).get("shared_layers")
+    return [
+        _in_layers(loaded, text, named, top_k=top_k, layers=layers, first=first) for text in texts
+    ]
 
 
 @torch.inference_mode()
 def _in_layers(
-    loaded: HuggingFaceModel, text: str, named: Sequence[str], *, top_k: int, layers: int
+    loaded: HuggingFaceModel,
+    text: str,
+    named: Sequence[str],
+    *,
+    top_k: int,
+    layers: int,
+    first: int | None,
 ) -> TextRoute:
     (tokens,) = loaded.encoder.prompts([text], 1)
     ids = torch.tensor([tokens], device=loaded.module.device)
@@ -178,7 +188,7 @@ def _in_layers(
     weights = [_weights(logits, top_k) for logits in decisions]
     found = tuple(
         LayerRoute(
-            layers - len(decisions) + place,
+            (layers - len(decisions) if first is None else first) + place,
             _named(names, own.mean(dim=0).tolist()),
             _named(names, logits.softmax(dim=-1).mean(dim=0).tolist()),
         )

@@ -44,6 +44,9 @@ _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _NORM_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm")
 
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Of a call: by position, and by name."""
+
 
 class ModelglueMixtureConfig(PreTrainedConfig):  # type: ignore[misc]
     """The dense model's configuration, and what is mixed.
@@ -300,7 +303,7 @@ class Routing:
     inputs: dict[str, Any] = field(default_factory=dict)
     decided: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     chosen: Choice | None = None
-    contexts: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    contexts: dict[int, list[_Arguments]] = field(default_factory=dict)
 
     def slot(self, index: int) -> Any:
         """The cache's layer of that number; None without a cache."""
@@ -333,6 +336,10 @@ class Routing:
 
 
 _ROUTING: ContextVar[Routing | None] = ContextVar("modelglue_routing", default=None)
+_FILLED = (
+    "past_key_values was filled by another model; a mixture routes a prompt when it reads it, so "
+    "let it read all of it"
+)
 
 
 class MixedFeedForward(nn.Module):
@@ -388,6 +395,8 @@ class MixedFeedForward(nn.Module):
     def _for_samples(self, routing: Routing, states: Tensor) -> Choice:
         choice = routing.frozen(self._index)
         if choice is None:
+            if routing.past:
+                raise ValueError(_FILLED)
             choice = routing.decide(self.router, routing.pooled(states), self._top_k)
             if (slot := routing.slot(self._index)) is not None:
                 slot = slot.some_part if isinstance(slot, RoutedCacheLayer) else slot
@@ -458,20 +467,22 @@ class MixedLayer(nn.Module):
         kept = self._kept(routing, choice)
 
         def run(expert: int, rows: Tensor | None) -> Any:
-            named, states = kwargs, hidden_states
+            # Families pass a layer's arguments by name or by position.
+            given: Any = (args, kwargs)
+            states = hidden_states
             if expert in self._own.value:
                 own = self._own.value[expert]
-                named = own.arguments(routing, expert, hidden_states)[self._index]
+                given = own.arguments(routing, expert, hidden_states)[self._index]
             if rows is not None:
-                states = hidden_states[rows]
-                named = {
-                    key: _rows(value, rows, len(hidden_states)) for key, value in named.items()
-                }
+                states = hidden_states[rows.to(hidden_states.device)]
+                given = _rows(given, rows, len(hidden_states))
+            placed, named = given
             if kept is not None:
                 # An attention module asks for its own number, and finds its part there.
                 part = Cache(layers=[kept.parts[expert]] * (self._index + 1))
+                placed = [part if isinstance(v, Cache) else v for v in placed]
                 named = {key: part if isinstance(v, Cache) else v for key, v in named.items()}
-            return self.experts[expert](states, *args, **named)
+            return self.experts[expert](states, *placed, **named)
 
         groups = [(expert, rows) for expert, rows, _ in choice.groups]
         if len(groups) == 1:
@@ -504,10 +515,7 @@ class MixedLayer(nn.Module):
                 return slot
             slot = slot.empty  # after `reset`
         if slot.get_seq_length() > 0:
-            raise ValueError(
-                "past_key_values was filled by another model; a mixture routes a prompt when it "
-                "reads it, so let it read all of it"
-            )
+            raise ValueError(_FILLED)
         parts = {}
         for expert, *_ in choice.groups:
             own = self._own.value.get(expert)
@@ -582,7 +590,7 @@ class MixedLast(nn.Module):
         if len(groups) == 1:
             return self.experts[groups[0][0]](states)
         parts = [
-            (rows, self.experts[expert](states[rows]))
+            (rows, self.experts[expert](states[rows.to(states.device)]))
             for expert, rows in groups
             if rows is not None
         ]
@@ -605,10 +613,10 @@ class Surroundings(nn.Module):
         setattr(base, layers, nn.ModuleList(_Notes() for _ in range(count)))
         self.base = base
 
-    def arguments(self, routing: Routing, expert: int, states: Tensor) -> list[dict[str, Any]]:
+    def arguments(self, routing: Routing, expert: int, states: Tensor) -> list[_Arguments]:
         """What each layer would be called with, once for each forward pass."""
         if expert not in routing.contexts:
-            noted: list[dict[str, Any]] = []
+            noted: list[_Arguments] = []
             token = _NOTED.set(noted)
             try:
                 cache = self._like(routing)
@@ -643,14 +651,14 @@ class Surroundings(nn.Module):
         return Cache(layers=layers)
 
 
-_NOTED: ContextVar[list[dict[str, Any]] | None] = ContextVar("modelglue_noted", default=None)
+_NOTED: ContextVar[list[_Arguments] | None] = ContextVar("modelglue_noted", default=None)
 
 
 class _Notes(nn.Module):
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         noted = _NOTED.get()
         if noted is not None:
-            noted.append(kwargs)
+            noted.append((args, kwargs))
         return hidden_states
 
 
@@ -878,7 +886,7 @@ def mix_experts(
             _mix_feed_forward(layers[index], router, index, count, kind)
         else:
             experts = [theirs.get(expert, layers)[index] for expert in range(count)]
-            experts = [copy.deepcopy(expert) for expert in experts]
+            experts = [_copied(expert) for expert in experts]
             layers[index] = MixedLayer(experts, router, index=index, own=surroundings)
     if kind["level"] == "model":
         _mix_last(base, find_child(base, _FINAL_NORM), count)
@@ -896,7 +904,7 @@ def _mix_feed_forward(
     if name is None or router is None:
         raise ValueError(f"{type(layer).__name__} has no feed-forward module of a known name")
     mixed = MixedFeedForward(
-        [copy.deepcopy(getattr(layer, name)) for _ in range(count)],
+        [_copied(getattr(layer, name)) for _ in range(count)],
         router,
         index=index,
         top_k=kind["top_k"],
@@ -910,7 +918,13 @@ def _mix_last(module: nn.Module, name: str | None, count: int) -> None:
     if name is None:
         raise ValueError(f"{type(module).__name__}: its final norm or its head can't be found")
     own = getattr(module, name)
-    setattr(module, name, MixedLast([copy.deepcopy(own) for _ in range(count)]))
+    setattr(module, name, MixedLast([_copied(own) for _ in range(count)]))
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy under the same configuration: what is set there later is to reach all copies."""
+    found = (getattr(part, "config", None) for part in module.modules())
+    return copy.deepcopy(module, {id(config): config for config in found if config is not None})
 
 
 AutoConfig.register(ModelglueMixtureConfig.model_type, ModelglueMixtureConfig, exist_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.spec import torch_dtype
+from modelglue.errors import MixtureError
 from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.stock_checks import require_fitting
 from modelglue.mixture.stock_formats import DOWN, EMBEDDING, FFN, HEAD, NORM
@@ -151,6 +152,11 @@ class _Builder:
         if self.routers is None:
             return _filled(name, dtype, shape, 0)
         weight = self.routers[index].weight.detach().cpu().to(torch_dtype(dtype))
+        if not bool(torch.isfinite(weight).all()):
+            raise MixtureError(
+                f"{name}: its weights are beyond {dtype}, in which the dense model is stored and "
+                "a stock class keeps its routers; give the dense model in BF16 or F32"
+            )
         return Output(name, dtype, shape, values=weight)
 
     def _silent(self, prefix: str) -> Iterator[Output]:

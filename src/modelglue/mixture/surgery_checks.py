@@ -33,6 +33,7 @@ def mixing_problems(
     ours = settings(dense)
     if isinstance(ours, str):
         return [*problems, f"the dense model: {ours}"]
+    problems += [f"the dense model: {what}" for what in _states(ours, kind)]
     layers = ours["num_hidden_layers"]
     if kind.shared_layers >= layers:
         problems.append(
@@ -44,7 +45,8 @@ def mixing_problems(
         if isinstance(theirs, str):
             problems.append(f"expert {name!r}: {theirs}")
             continue
-        problems += [f"expert {name!r}: {what}" for what in _misfits(ours, theirs, kind)]
+        found = [*_misfits(ours, theirs, kind), *_states(theirs, kind)]
+        problems += [f"expert {name!r}: {what}" for what in found]
         if reason := same_vocabulary(dense, expert):
             problems.append(
                 f"expert {name!r}: its tokens are not the dense model's ({reason}); {BUNDLE}"
@@ -95,6 +97,24 @@ def _kind_problems(experts: int, kind: MixtureKind) -> Iterator[str]:
         yield (
             f"top_k: {kind.top_k} of whole models with shared layers would run all their layers "
             "side by side; use top_k: 1, or shared_layers: 0 for a mixture of what they say"
+        )
+
+
+def _states(settings: Mapping[str, Any], kind: MixtureKind) -> Iterator[str]:
+    """Routes of samples lie in the cache, beside keys and values; other states have no room."""
+    from transformers import AutoConfig, DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if kind.input == "token":
+        return
+    slots = DynamicCache(config=AutoConfig.for_model(**settings)).layers
+    odd = {type(slot) for slot in slots} - {DynamicLayer, DynamicSlidingWindowLayer}
+    if odd:
+        near = "use F-L-T (input: token), or" if kind.level == "ffn" else "use"
+        yield (
+            "some of its layers remember more than keys and values (they are convolutions or "
+            f"state spaces), beside which no route of a sample can be kept; {near} "
+            f"{BUNDLE.removeprefix('use ')}"
         )
 
 

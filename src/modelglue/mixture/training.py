@@ -22,6 +22,7 @@ from torch import Tensor
 
 from modelglue.errors import MixtureError
 from modelglue.mixture.router import LinearRouter, MLPRouter, Router, from_tensors
+from modelglue.mixture.router_file import PromptRouter
 from modelglue.mixture.router_prompts import feature_scale
 from modelglue.mixture.training_report import BeforeAfter, compare
 from modelglue.mixture.training_samples import parted
@@ -36,12 +37,15 @@ class LossTable:
         features: [samples, features].
         losses: [samples, experts]; lower is better.
         unit: of the losses.
+        documents: what each sample is a piece of; pieces of one stay together. By default each is
+            its own.
     """
 
     texts: Sequence[str]
     features: Tensor
     losses: Tensor
     unit: str = "loss"
+    documents: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Trained:
     """A router, and what training it did.
 
     Args:
-        router: the trained one; or the one that was given, if that is no worse on the held-out
-            part.
+        router: the trained one; or the one that was there before, if that is no worse on the
+            held-out part.
         kept: whether it is the trained one.
         steps: that were made until the best held-out loss.
         report: of the samples' losses with the experts that they go to.
@@ -86,7 +90,7 @@ class Trained:
         oracle: on the same samples, the loss if each went to its best expert.
     """
 
-    router: Router
+    router: PromptRouter
     kept: bool
     steps: int
     report: BeforeAfter
@@ -95,12 +99,18 @@ class Trained:
 
 
 def train_on_table(
-    router: Router, table: LossTable, *, top_k: int = 1, settings: TableSettings | None = None
+    router: Router,
+    table: LossTable,
+    *,
+    before: PromptRouter | None = None,
+    top_k: int = 1,
+    settings: TableSettings | None = None,
 ) -> Trained:
     """Train a linear or an MLP router.
 
     Args:
         router: where to start.
+        before: what the result is compared with, and must be better than; by default `router`.
         top_k: how many experts answer a prompt. Several count by their weights, Σ wₑ·Lₑ, which is
             an upper bound of what they lose together.
 
@@ -110,21 +120,23 @@ def train_on_table(
     """
     settings = settings or TableSettings()
     _check(router, table)
-    parts = parted(table.texts, seed=settings.seed, stop=settings.stop, report=settings.report)
+    before = router if before is None else before
+    whole = table.texts if table.documents is None else table.documents
+    parts = parted(whole, seed=settings.seed, stop=settings.stop, report=settings.report)
     fit, stop, report = (
         (table.features[list(part)].double(), table.losses[list(part)].double())
         for part in (parts.fit, parts.stop, parts.report)
     )
     found, steps = fit_router(router, fit, stop, settings)
-    kept = routed(found, *stop, top_k).mean() < routed(router, *stop, top_k).mean()
-    result = found if kept else router
+    kept = routed(found, *stop, top_k).mean() < routed(before, *stop, top_k).mean()
+    result = found if kept else before
     best = int(torch.cat([fit[1], stop[1]]).mean(dim=0).argmin())
     return Trained(
         result,
         bool(kept),
         steps,
         compare(
-            routed(router, *report, top_k).numpy(),
+            routed(before, *report, top_k).numpy(),
             routed(result, *report, top_k).numpy(),
             unit=table.unit,
             seed=settings.seed,
@@ -160,7 +172,7 @@ def fit_router(
     return from_tensors({name: tensor.float() for name, tensor in moved.tensors().items()}), steps
 
 
-def routed(router: Router, features: Tensor, losses: Tensor, top_k: int = 1) -> Tensor:
+def routed(router: PromptRouter, features: Tensor, losses: Tensor, top_k: int = 1) -> Tensor:
     """Each sample's loss with the experts that it goes to, [samples]."""
     top, experts = router.probabilities(features).topk(top_k, dim=1)
     weights = top / top.sum(dim=1, keepdim=True)

@@ -81,12 +81,13 @@ def train_bundle(
     start = _trainable(before, router, seed=settings.seed)
     if isinstance(data, ScoreTable):
         texts, losses, unit = list(data.texts), -data.scores.double(), "-score"
+        documents = texts
     else:
-        samples = _cut(data, bundle, manifest)
+        samples, documents = _cut(data, bundle, manifest)
         texts, unit = [sample.routed_on for sample in samples], "nats a byte"
         losses = sample_losses(bundle, manifest, samples, device=device, progress=progress)
-    table = LossTable(texts, encoder.features(texts), losses, unit)
-    trained = train_on_table(start, table, top_k=manifest.top_k, settings=settings)
+    table = LossTable(texts, encoder.features(texts), losses, unit, documents)
+    trained = train_on_table(start, table, before=before, top_k=manifest.top_k, settings=settings)
     write_bundle(
         out,
         [Expert(entry.name, bundle / entry.path, entry.reason) for entry in manifest.experts],
@@ -94,14 +95,7 @@ def train_bundle(
         encoder=manifest.encoder,
         feature=feature,
         top_k=manifest.top_k,
-        details={
-            **manifest.router,
-            # What was said of the router as it was no longer holds.
-            "shrinkage": None,
-            "validation": None,
-            "condition": _finite(trained.router.condition),
-            "training": told(trained),
-        },
+        details={**_details(manifest, before, trained), "training": told(trained)},
     )
     return BundleTraining(out, trained)
 
@@ -142,6 +136,20 @@ def told(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _details(manifest: Manifest, before: PromptRouter, trained: Trained) -> dict[str, Any]:
+    """What was said of the router, as far as it still holds."""
+    if not trained.kept:
+        return dict(manifest.router)
+    # Scored items are no linear router's.
+    gone = ("items", "examples") if isinstance(before, NearestRouter) else ()
+    return {
+        **{key: value for key, value in manifest.router.items() if key not in gone},
+        "shrinkage": None,
+        "validation": None,
+        "condition": _finite(trained.router.condition),
+    }
+
+
 def _trainable(router: PromptRouter, kind: RouterKind | None, *, seed: int) -> Router:
     """The router to start from, of the kind that is asked for."""
     start = router.fitted() if isinstance(router, NearestRouter) else router
@@ -150,16 +158,24 @@ def _trainable(router: PromptRouter, kind: RouterKind | None, *, seed: int) -> R
     return start
 
 
-def _cut(data: Sequence[Sample], bundle: Path, manifest: Manifest) -> list[Sample]:
-    """Documents cut so that every expert can read them; prompts with completions as they are."""
+def _cut(
+    data: Sequence[Sample], bundle: Path, manifest: Manifest
+) -> tuple[list[Sample], list[str]]:
+    """Documents cut so that every expert can read them; prompts with completions as they are.
+
+    Returns:
+        The samples, and the document that each is of.
+    """
     room = min([_MOST_BYTES, *(_context(bundle / entry.path) - 1 for entry in manifest.experts)])
     cut = []
     for sample in data:
         if sample.prompt:
-            cut.append(sample)
+            cut.append((sample, sample.routed_on))
         else:
-            cut += [Sample(piece) for piece in _pieces(sample.text, max(1, room))]
-    return [sample for sample in cut if sample.text.strip()]
+            pieces = _pieces(sample.text, max(1, room))
+            cut += [(Sample(piece), sample.text) for piece in pieces]
+    kept = [(sample, document) for sample, document in cut if sample.text.strip()]
+    return [sample for sample, _ in kept], [document for _, document in kept]
 
 
 def _pieces(text: str, room: int) -> list[str]:

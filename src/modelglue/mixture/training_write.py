@@ -12,6 +12,7 @@ from modelglue.checkpoint.spec import torch_dtype
 from modelglue.errors import MixtureError
 from modelglue.journal import read_json, write_json
 from modelglue.mixture.folder import copy_files, model_files, whole_folder
+from modelglue.mixture.stock_formats import FORMATS
 
 
 def write_with(
@@ -50,24 +51,22 @@ def stored_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str,
     """What a model's parameters are called in its file.
 
     transformers renames some when it loads them (a stock mixture's gates); those are told by their
-    layer and their last two words.
+    layer, and by what their class calls them in files.
 
     Raises:
         MixtureError: one can't be found.
     """
-    by_place: dict[tuple[int, str], list[str]] = {}
+    stock = FORMATS.get(str(checkpoint.config.get("model_type")))
+    gates: dict[int, str] = {}
     for name in checkpoint.tensors:
-        if (place := _place(name)) is not None:
-            by_place.setdefault(place, []).append(name)
+        place = split_layer(name)
+        if stock is not None and place is not None and place[2] == f".{stock.router}":
+            gates[place[1]] = name
     found = {}
     for name in parameters:
-        near = [name] if name in checkpoint.tensors else by_place.get(_place(name) or (-1, ""), [])
-        if len(near) != 1:
+        place = split_layer(name)
+        kept = name if name in checkpoint.tensors else gates.get(-1 if place is None else place[1])
+        if kept is None:
             raise MixtureError(f"{checkpoint.path}: the file has no tensor for the router {name}")
-        found[name] = near[0]
+        found[name] = kept
     return found
-
-
-def _place(name: str) -> tuple[int, str] | None:
-    found = split_layer(name)
-    return None if found is None else (found[1], ".".join(name.split(".")[-2:]))
