@@ -236,7 +236,15 @@ def test_a_given_estimate_serves_whoever_did_not_see_all_items() -> None:
 
 @pytest.mark.parametrize(
     ("way", "most"),
-    [("racing", 0.75), ("racing with 2 stages", 0.65), ("racing with curves", 0.5)],
+    [
+        ("racing", 0.75),
+        pytest.param(
+            "racing with 2 stages",
+            0.5,
+            marks=pytest.mark.xfail(strict=True, reason="not reached: 0.59 of the items"),
+        ),
+        ("racing with curves", 0.5),
+    ],
 )
 def test_an_evolution_by_races_ends_where_full_evaluation_ends(way: str, most: float) -> None:
     """One standard error of a mean over 600 items is about two points."""
