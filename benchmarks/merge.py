@@ -17,6 +17,9 @@ everything that is read in the page cache, and what was written deleted and sync
     tensors   Ours alone: 20,000 tiny tensors, and seconds per byte.
     show      The table of what was measured last.
 
+Ours is the modelglue of the Python that runs this: one without extras, since mergekit's environment
+has only what mergekit needs (numba loads scipy where it is, which costs 0.3 s and 80 MB).
+
     python benchmarks/merge.py compare [--cases ties slerp] [--cores 2] [--only ours floor]
 
 The figures are written to benchmarks/results/merge.json (with another --size, to the folder of

@@ -151,6 +151,14 @@ class Checkpoint:
         elif len(flat):
             self._descriptors.read_into(spec.file, flat, spec.offset + start)
 
+    def read_bytes(self, file: Path, buffer: memoryview, *, start: int) -> None:
+        """Fill `buffer` with what one of the files holds from byte `start` on, whatever that is.
+
+        Raises:
+            CorruptCheckpoint: the file changed or cannot be read any more.
+        """
+        self._descriptors.read_into(file, buffer.cast("B"), start)
+
     def fingerprint(self) -> str:
         """A digest of the content: every tensor's name, dtype, shape and bytes, and the config.
 

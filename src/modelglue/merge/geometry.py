@@ -38,6 +38,15 @@ def cosines(gram: np.ndarray) -> np.ndarray:
     return within
 
 
+def mean_cosines(gram: np.ndarray) -> np.ndarray:
+    """The mean cosine over all pairs: [m] of [m, n, n]."""
+    from modelglue.merge.kernels import angles
+
+    found = np.empty(len(gram))
+    angles.mean_cosines(np.ascontiguousarray(gram), found)
+    return found
+
+
 def parallel(gram: np.ndarray) -> np.ndarray:
     """Whether two vectors lie on one line, in one direction or in opposite ones: [...]."""
     cosine = cosines(gram)[..., 0, 1]

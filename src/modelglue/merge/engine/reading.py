@@ -8,7 +8,7 @@ becomes float32 as it is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import UnsupportedCheckpoint
 from modelglue.merge.arrays import Array, floats
 from modelglue.merge.chunk import Chunk, Rows, ranges
+from modelglue.merge.engine.ahead import Span
 from modelglue.merge.engine.held import STORED, Held
 from modelglue.merge.kernels.random import tensor_key
 from modelglue.merge.method import METHODS
@@ -40,10 +41,14 @@ class Workspace:
 
     Args:
         device: where the arithmetic runs; None for numpy on the CPU.
+
+    Attributes:
+        ahead: what was read before it is needed, by the checkpoint's id.
     """
 
     def __init__(self, device: str | None = None) -> None:
         self.device = device
+        self.ahead: Mapping[int, Span] = {}
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, slot: str, shape: tuple[int, ...], dtype: Any, *, phase: int = 0) -> np.ndarray:
@@ -97,7 +102,8 @@ class TensorReader:
         self._plan, self._tensor, self._workspace = plan, tensor, workspace
         self._offset, self._held = offset, held
         self._width = tensor.shape[-1] if tensor.shape else 1
-        self._key = tensor_key(int(tensor.parameters.get("seed") or 0), tensor.name)
+        seed = tensor.parameters.get("seed")
+        self._key = 0 if seed is None else tensor_key(int(seed), tensor.name)
         checkpoint, below = plan.checkpoint, tensor.base
         self._sources = [(checkpoint(source), source.name) for source in tensor.sources]
         self._base = None if below is None else (checkpoint(below), below.name)
@@ -216,7 +222,8 @@ class TensorReader:
 
     def _read(self, checkpoint: Checkpoint, name: str, start: int, target: np.ndarray) -> None:
         """The entries of a tensor from `start` on, as many as `target` holds, in its dtype."""
-        stored = checkpoint.spec(name).dtype
+        spec = checkpoint.spec(name)
+        stored = spec.dtype
         if stored not in STORED:
             raise UnsupportedCheckpoint(
                 f"{name}: {checkpoint.name} stores it as {stored}, which cannot be merged. "
@@ -224,13 +231,18 @@ class TensorReader:
             )
         dtype = np.dtype(STORED[stored])
         held = None if self._held is None else self._held.array(checkpoint, name)
+        ahead = self._workspace.ahead.get(id(checkpoint))
+        size = dtype.itemsize
+        near = None if ahead is None else ahead.of(spec, start * size, len(target) * size)
         if isinstance(held, np.ndarray):
             raw = held[start : start + len(target)]
+        elif near is not None:
+            raw = near.view(dtype)
         else:
             raw = target
             if dtype != target.dtype:
                 raw = self._workspace.array("raw", target.shape, dtype)
-            checkpoint.read_into(name, raw.data, start=start * dtype.itemsize)
+            checkpoint.read_into(name, raw.data, start=start * size)
         if raw is target:
             return
         if dtype == np.uint16 and target.dtype != dtype:

@@ -22,6 +22,7 @@ from modelglue.checkpoint.spec import nbytes_of
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.errors import NonFiniteTensor
 from modelglue.merge.chunk import CHUNK
+from modelglue.merge.engine.ahead import read_ahead
 from modelglue.merge.engine.blame import blame
 from modelglue.merge.engine.crew import Crew, Job
 from modelglue.merge.engine.provenance import provenance
@@ -176,8 +177,10 @@ class _Work:
     def _tiny(self, tensors: Sequence[TensorPlan]) -> Job:
         def start(workspace: Workspace) -> list[Job]:
             with self.tiny:
+                workspace.ahead = read_ahead(self.plan, tensors)
                 for tensor in tensors:
                     self._begin(tensor, workspace)
+                workspace.ahead = {}
             return []
 
         return Job(start, sum(tensor.numel for tensor in tensors))

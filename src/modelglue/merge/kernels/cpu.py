@@ -1,5 +1,6 @@
 """The kernels on numpy arrays: what `loops` compiles, called with what methods say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,13 @@ def delta_bits(chunk: Chunk, model: int) -> np.ndarray:
     out = np.empty(chunk.models.shape[1], np.uint32)
     scans.magnitudes(chunk.models[model], chunk.base, out)
     return out
+
+
+def small_cuts(chunk: Chunk, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """See `scans.small_cuts`."""
+    bits, last = np.empty(chunk.n, np.uint32), np.empty(chunk.n, np.int64)
+    scans.small_cuts(chunk.models, chunk.base, np.array(counts, np.int64), bits, last)
+    return bits, last
 
 
 def bits_of(magnitudes: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ what is above and collects what is between, and the cut is among those. Where th
 or very much lies between, a histogram of what is between narrows it, pass by pass: the bits of a
 float32 order as its magnitude does, so bins are exact and few passes end it. What is held does not
 grow with the tensor.
-What is small is looked at as a whole. Equal magnitudes at the cut: the lower flat index is kept.
+What is small is looked at as a whole, what is tiny in one compiled loop. Equal magnitudes at the
+cut: the lower flat index is kept.
 """
 
 import math
@@ -31,6 +32,7 @@ _ROOM = 1 << 16
 _BINS_LOG2 = 16
 _FINE_LOG2 = 12
 _SMALL = 1 << 14
+_TINY = 1 << 10
 _HELD = 1 << 19
 
 
@@ -49,6 +51,10 @@ class Cuts:
 
 def magnitude_cuts(whole: Whole, counts: Sequence[int]) -> Cuts:
     """Per model, the cut above which exactly `counts[i]` entries of |τᵢ| lie."""
+    if whole.numel <= _TINY and all(0 < count < whole.numel for count in counts):
+        chunk = whole.chunk(0)
+        if isinstance(chunk.models, np.ndarray) and chunk.models.shape[1] == whole.numel:
+            return Cuts(*backend(chunk).small_cuts(chunk, counts))
     searches = [_of_deltas(model, count) for model, count in enumerate(counts)]
     found = _find(whole, searches)
     return Cuts(

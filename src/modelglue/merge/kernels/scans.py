@@ -98,3 +98,28 @@ def histogram(bits, low, high, shift, out):
         x = np.uint32(bits[j] - low)
         if x <= span:
             out[np.int64(x) >> shift] += 1
+
+
+@compiled
+def small_cuts(models, base, counts, bits, last):
+    """The cuts of a small whole by sorting: into bits [n] and last [n]; see `cuts.Cuts`.
+
+    Of models [n, k], of which counts [n] entries are to be above, 0 < counts[i] < k.
+    """
+    n, k = models.shape
+    found = np.empty(k, np.uint32)
+    for i in range(n):
+        magnitudes(models[i], base, found)
+        ordered = np.sort(found)
+        place = k - counts[i]
+        value = ordered[place]
+        ties = 0
+        while place + ties < k and ordered[place + ties] == value:
+            ties += 1
+        for j in range(k):
+            if found[j] == value:
+                ties -= 1
+                if ties == 0:
+                    last[i] = j
+                    break
+        bits[i] = value

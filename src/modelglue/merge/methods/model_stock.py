@@ -4,7 +4,7 @@ import numpy as np
 
 from modelglue.merge.arrays import Array
 from modelglue.merge.chunk import Chunk, Whole
-from modelglue.merge.geometry import OPPOSITE, combine_rows, cosines
+from modelglue.merge.geometry import OPPOSITE, combine_rows, mean_cosines
 from modelglue.merge.kernels import gram, weighted_sum
 from modelglue.merge.method import Law, Parameter, merge_method
 
@@ -12,9 +12,7 @@ from modelglue.merge.method import Law, Parameter, merge_method
 def _shares(products: np.ndarray) -> np.ndarray:
     """What each of n models and the base counts: [m, n + 1], of dot products [m, n, n]."""
     n = products.shape[-1]
-    pairs = cosines(products)
-    diagonal = np.trace(pairs, axis1=-2, axis2=-1)
-    cosine = (pairs.sum(axis=(-2, -1)) - diagonal) / (n * (n - 1))
+    cosine = mean_cosines(products)
     total = 1 + (n - 1) * cosine
     regular = ~(abs(total) <= n * OPPOSITE)
     t = np.divide(n * cosine, total, where=regular, out=np.zeros_like(total))
