@@ -1,5 +1,8 @@
 """The mixture that a recipe ends in: every level, none, and what cannot stand beside the others."""
 
+import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import yaml
 
 import shrunken
 from modelglue.errors import ConfigError
+from modelglue.evaluate.file_task import FileTask
+from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.journal import read_json
 from modelglue.mixture.bundle import Bundle
 from modelglue.mixture.router_scores import NearestRouter
@@ -17,6 +22,7 @@ from modelglue.recipe.config import RecipeConfig, parse_recipe
 from modelglue.recipe.estimate import estimate
 from modelglue.recipe.glue import Outcome, glue
 from modelglue.recipe.inputs import open_inputs
+from modelglue.recipe.mixture_config import FinalMixture
 from modelglue.report.write import read_report
 
 SEARCH = {"strategies": ["heuristic_average"], "validation": 0}
@@ -83,7 +89,9 @@ def test_experts_can_answer_together(zoo: Path, tmp_path: Path) -> None:
 
 
 def test_a_router_can_be_made_of_what_the_experts_scored(zoo: Path, tmp_path: Path) -> None:
-    outcome = glued(zoo, tmp_path / "run", {"initialisation": "knn"})
+    search = {**SEARCH, "strategies": ["heuristic_coefficient"]}
+    config = recipe_of(zoo, output=str(tmp_path / "run"), search=search)
+    outcome = glue(replace(config, mixture=FinalMixture(initialisation="knn")))
     bundle = Bundle.load(outcome.model)
     assert bundle.experts == ("merged-1", "foreign")
     assert isinstance(bundle.router, NearestRouter)
@@ -108,11 +116,34 @@ def test_a_router_can_be_made_of_what_the_experts_scored(zoo: Path, tmp_path: Pa
 
 def test_routers_inside_of_a_checkpoint_can_be_made_of_scores(zoo: Path, tmp_path: Path) -> None:
     mixture = {"level": "block", "initialisation": "knn", "experts": "models"}
-    outcome = glued(zoo, tmp_path / "run", mixture)
+    config = recipe_of(zoo, output=str(tmp_path / "run"), mixture=mixture)
+    # A task at which another model leads, so that there are two experts.
+    config = replace(config, tasks=(*config.tasks, task_led_by(zoo, "drifted", tmp_path)))
+    outcome = glue(config)
     assert outcome.report.routing is not None
-    assert len(outcome.report.routing.experts) == 2
+    experts = outcome.report.routing.experts
+    assert "drifted" in experts
     made = read_json(outcome.path / "stages/mixture/manifest.json")
-    assert made["table"] == [16, 2]
+    assert made["table"] == [24, len(experts)]
+
+
+def task_led_by(zoo: Path, name: str, folder: Path) -> Any:
+    """Questions whose answer is what a model of the zoo finds likeliest."""
+    model = HuggingFaceModel.load(zoo / "models" / name)
+    files = {}
+    for number, split in enumerate(("search", "report")):
+        rng = random.Random(number)
+        rows = [
+            {
+                "id": f"led-{split}-{i}",
+                **shrunken.choice(model, f"led {split} {i}", rng.sample(shrunken.WORDS, 4)),
+            }
+            for i in range(8)
+        ]
+        files[split] = str(folder / f"{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "led", "kind": "multiple_choice", "metric": "acc", **files}
+    return FileTask.from_mapping(task, root=folder).config
 
 
 @pytest.mark.parametrize(
