@@ -70,7 +70,7 @@ def _write_tasks(folder: Path, leader: HuggingFaceModel) -> None:
         items: dict[str, list[dict[str, Any]]] = {
             "story": [{"text": f"{split} {i} {words(2)}", "reference": words(3)} for i in range(8)],
             "choice": [
-                _choice(leader, f"{split} {i} {words(2)}", rng.sample(WORDS, 4)) for i in range(8)
+                choice(leader, f"{split} {i} {words(2)}", rng.sample(WORDS, 4)) for i in range(8)
             ],
             "echo": [{"prompt": f"{split} {i} {words(2)}", "answer": "x"} for i in range(4)],
             "code": [
@@ -83,7 +83,7 @@ def _write_tasks(folder: Path, leader: HuggingFaceModel) -> None:
             (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def _choice(leader: HuggingFaceModel, prompt: str, choices: list[str]) -> dict[str, Any]:
+def choice(leader: HuggingFaceModel, prompt: str, choices: list[str]) -> dict[str, Any]:
     """A question whose answer is what `leader` finds likeliest, so that it leads this task."""
     (found,) = leader.loglikelihoods([prompt], [[f" {choice}" for choice in choices]])
     totals = [likelihood.total for likelihood in found]

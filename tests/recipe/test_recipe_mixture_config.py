@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from modelglue.mixture.mix import NEIGHBOURS
 from modelglue.mixture.notation import MixtureKind, impossible
 from modelglue.mixture.router_prompts import INITIALISATIONS
+from modelglue.recipe.family import looks_of
 from modelglue.recipe.mixture_config import OWN, FinalMixture, parse_mixture
 
 
@@ -58,6 +60,7 @@ def test_short_names_and_words_are_the_same(level: str, router: str, seen: str) 
         "F-L-T",
         {"level": "block", "router": "mlp", "shared_layers": 4, "experts": "models"},
         {"level": "ffn", "top_k": 2, "initialisation": "random"},
+        {"initialisation": "knn"},
     ],
 )
 def test_what_was_said_reads_back_as_it_was(value: object) -> None:
@@ -89,8 +92,18 @@ def test_more_experts_cannot_answer_than_there_are() -> None:
     assert impossible(MixtureKind(top_k=2), experts=2) is None
 
 
-def test_routers_of_a_recipe_are_initialised_in_every_way_that_prompts_allow() -> None:
-    assert set(OWN["initialisation"]) == set(INITIALISATIONS)
+def test_routers_of_a_recipe_are_initialised_in_every_way_that_prompts_and_scores_allow() -> None:
+    assert set(OWN["initialisation"]) == {*INITIALISATIONS, NEIGHBOURS}
+    assert parsed({"initialisation": NEIGHBOURS}).by_scores
+    assert not parsed(None).by_scores
+
+
+def test_only_families_that_share_the_tasks_are_put_to_the_test_twice() -> None:
+    families = [("a", "b"), ("c",), ("d", "e")]
+    assert looks_of(families, parsed(None)) == 4
+    assert looks_of(families[:1], parsed(None)) == 1
+    for mixture in ("none", {"level": "ffn", "experts": "models"}):
+        assert looks_of(families, parsed(mixture)) == 2
 
 
 def test_experts_that_answer_together_share_no_layers() -> None:

@@ -1,5 +1,7 @@
 """A server that speaks as OpenAI's does, without a model: `NAME [pause=S] [status=N] [key=K]`.
 
+`cookie=C` sets one with every answer, `pem=FILE` speaks https with that key and certificate.
+
 It answers a prompt with five times its last word. Prompts that begin with "held" stall after the
 role, those that begin with "begun" after the first word, if it was started with `stall=1`.
 """
@@ -19,6 +21,7 @@ from starlette.routing import Route
 
 OPTIONS: dict[str, str] = {}
 ASKED: list[Any] = []
+COOKIES: list[str] = []
 OPEN = 0
 
 
@@ -33,6 +36,7 @@ def answer(text: str) -> list[str]:
 async def complete(request: Request) -> Response:
     body = await request.json()
     ASKED.append(body)
+    COOKIES.append(request.headers.get("cookie", ""))
     if status := int(OPTIONS.get("status", "0")):
         headers = {"retry-after": "7"} if status == 429 else {}
         return JSONResponse({"error": {"message": "no"}}, status, headers)
@@ -52,8 +56,10 @@ async def complete(request: Request) -> Response:
             "finish_reason": "stop",
             **(said if chat else {"text": "".join(words)}),
         }
+        cookie = OPTIONS.get("cookie")
         return JSONResponse(
-            {"id": "x", "model": OPTIONS["name"], "choices": [choice], "usage": usage}
+            {"id": "x", "model": OPTIONS["name"], "choices": [choice], "usage": usage},
+            headers={"set-cookie": cookie} if cookie else None,
         )
     return StreamingResponse(stream(text, words, chat=chat), media_type="text/event-stream")
 
@@ -87,7 +93,7 @@ def event(choice: dict[str, Any]) -> str:
 
 
 async def asked(_request: Request) -> Response:
-    return JSONResponse({"asked": ASKED, "open": OPEN})
+    return JSONResponse({"asked": ASKED, "cookies": COOKIES, "open": OPEN})
 
 
 async def health(_request: Request) -> Response:
@@ -108,7 +114,9 @@ def main(name: str, *words: str) -> None:
     listening = socket.create_server(("127.0.0.1", int(OPTIONS.get("port", "0"))))
     sys.stdout.write(f"http://127.0.0.1:{listening.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(app, log_level="critical", access_log=False)
+    config = uvicorn.Config(
+        app, log_level="critical", access_log=False, ssl_certfile=OPTIONS.get("pem")
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -174,6 +175,24 @@ def test_a_replica_that_is_silent_to_the_end_of_the_time_has_failed() -> None:
     for total, failures in ((0.01, 0), (0.2, 1)):
         group, asked = expert(silent, timeouts=Timeouts(total=0.1))
         asyncio.run(run(asked, total=total))
+        assert sum(replica.failures for replica in group.all) == failures
+
+
+def test_a_replica_is_not_to_blame_for_the_time_that_a_request_waited() -> None:
+    async def silent(_request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    async def run(asked: UpstreamExpert, *, worked: float) -> None:
+        request = parse("completion", {"model": "maths", "prompt": "a"}, Limits())
+        trace = Trace("completion", "x", started=time.monotonic() - 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(worked):
+                await asked.complete(request, trace)
+
+    for worked, failures in ((0.01, 0), (0.15, 1)):
+        group, asked = expert(silent, timeouts=Timeouts(total=1, first_byte=0.1))
+        asyncio.run(run(asked, worked=worked))
         assert sum(replica.failures for replica in group.all) == failures
 
 

@@ -21,10 +21,12 @@ from serving_samples import HTTP, PROMPTS, client, metric, process, running, unt
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import InputError, MixtureError, RunError
 from modelglue.mixture.bundle import Bundle
-from modelglue.mixture.serving import connections
+from modelglue.mixture.serving import connections, local
 from modelglue.mixture.serving.assemble import Settings, assemble
+from modelglue.mixture.serving.requests import Request
 from modelglue.mixture.serving.run import serve
 from modelglue.mixture.serving.settings import Limits, Timeouts
+from modelglue.mixture.serving.writing import Piece
 
 LONG: dict[str, Any] = {"model": "words", "prompt": "go on", "max_tokens": 400, "temperature": 0}
 
@@ -116,6 +118,40 @@ def test_who_sends_slowly_takes_nobodys_place(bundle: Bundle) -> None:
         assert client(address).completions.create(model="glued", prompt="Q: 1").choices
         begin()
         assert begin().recv(1000).startswith(b"HTTP/1.1 429")
+
+
+def test_bodies_of_all_requests_are_bounded_together(bundle: Bundle) -> None:
+    limits = Limits(body_bytes=2000, bodies_bytes=3000)
+    large = {"model": "numbers", "prompt": "a", "max_tokens": 1, "user": "x" * 1500}
+    head = HEAD.replace(b"length: 9", b"length: 2000") + b" " * 1900
+    with running(assemble(bundle, Settings(limits=limits))) as address:
+        host, port = address.removeprefix("http://").split(":")
+
+        def status() -> int:
+            return HTTP.post(f"{address}/v1/completions", json=large).status_code
+
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(head)
+            until(lambda: status() == 429)
+            assert client(address).completions.create(model="numbers", prompt="a").choices
+        until(lambda: status() == 200)
+        assert status() == 200  # what has been answered takes no more room
+
+
+def test_what_no_expert_needs_of_a_request_is_not_kept_while_it_waits(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Request] = []
+
+    def write(model: Any, request: Request, *, longest: int) -> Iterator[Piece]:
+        seen.append(request)
+        yield Piece("", 1, 1, "stop")
+
+    monkeypatch.setattr(local, "write", write)
+    with running(assemble(bundle, Settings())) as address:
+        client(address).completions.create(model="numbers", prompt="a", user="x" * 1000)
+    (request,) = seen
+    assert (request.prompt, request.body) == ("a", {})
 
 
 def test_a_connection_that_asks_for_nothing_is_closed(

@@ -214,6 +214,40 @@ def test_an_expert_asked_to_leave_leaves_when_all_who_waited_for_it_are_gone() -
     asyncio.run(run())
 
 
+def test_nobody_leaves_for_one_who_has_left() -> None:
+    async def run() -> list[str]:
+        async with pool_of(memory=100) as (pool, seen):
+            async with aclosing(pool.answer("a", say("x", beats=100_000))) as pieces:
+                await anext(pieces)
+                waits = asyncio.create_task(ask(pool, "a"))
+                await asyncio.sleep(0)
+                gone = asyncio.create_task(ask(pool, "b"))
+                await asyncio.sleep(0.01)
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+            assert await asyncio.wait_for(waits, 5) == "a"
+            assert await ask(pool, "a") == "a"
+            return seen
+
+    assert asyncio.run(run()) == ["load a"]
+
+
+def test_room_that_is_made_for_nobody_can_be_made_again() -> None:
+    async def run() -> list[str]:
+        async with pool_of(memory=100) as (pool, seen):
+            async with aclosing(pool.answer("a", say("x", beats=100_000))) as pieces:
+                await anext(pieces)
+                gone = asyncio.create_task(ask(pool, "b"))
+                await asyncio.sleep(0.01)
+                stays = asyncio.create_task(ask(pool, "b"))
+                gone.cancel()
+                await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(stays, 5) == "b"
+            return seen
+
+    assert asyncio.run(run()) == ["load a", "unload a", "load b"]
+
+
 def test_an_expert_that_cannot_be_loaded_harms_no_other() -> None:
     async def run() -> None:
         async with pool_of(memory=100, names=("a", "broken")) as (pool, _):

@@ -93,6 +93,70 @@ def test_who_leaves_while_waiting_takes_nobodys_turn() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("leaves", ["before", "after"])
+def test_whose_turn_comes_as_it_leaves_gives_it_back(leaves: str) -> None:
+    async def run() -> None:
+        replicas, _ = group("a", concurrent=1)
+        replica = await replicas.lease()
+        gone = asyncio.create_task(replicas.lease())
+        await asyncio.sleep(0)
+        if leaves == "before":
+            gone.cancel()
+        replicas.release(replica)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert (replicas.waiting(), replica.active) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_who_comes_later_goes_before_nobody_and_past_no_bound() -> None:
+    async def run() -> None:
+        replicas, _ = group("a", concurrent=1, queue=2)
+        order: list[int] = []
+
+        async def ask(number: int) -> None:
+            await replicas.lease()
+            order.append(number)
+
+        replica = await replicas.lease()
+        waiting = [asyncio.create_task(ask(number)) for number in range(2)]
+        await asyncio.sleep(0)
+        for number in range(2):
+            replicas.release(replica)
+            # The first that waits has its turn, though it has not run yet; the other waits on.
+            assert (replicas.waiting(), replica.active) == (1, 1)
+            late = asyncio.create_task(ask(number + 2))
+            waiting.append(late)
+            await asyncio.sleep(0)
+            assert late.done() is False
+        with pytest.raises(Refusal, match="2 requests wait"):
+            await replicas.lease()
+        for _ in range(2):
+            replicas.release(replica)
+        await asyncio.gather(*waiting)
+        assert order == [0, 1, 2, 3]
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_another_replica_keeps_nobody_waiting() -> None:
+    async def run() -> None:
+        replicas, _ = group("a b", concurrent=1)
+        first, second = [await replicas.lease() for _ in range(2)]
+        picky = asyncio.create_task(replicas.lease(without=[first]))
+        easy = asyncio.create_task(replicas.lease())
+        await asyncio.sleep(0)
+        replicas.release(first)
+        assert await asyncio.wait_for(easy, 1) is first
+        assert not picky.done()
+        replicas.release(second)
+        assert await asyncio.wait_for(picky, 1) is second
+
+    asyncio.run(run())
+
+
 def test_whoever_waits_for_the_last_replica_hears_of_its_death() -> None:
     async def run() -> None:
         replicas, _ = group("a", concurrent=1)

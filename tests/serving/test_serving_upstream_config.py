@@ -29,7 +29,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
             model: org/coder
             api_key_env: CODER_KEY
             fields: [top_k]
-        timeouts: {connect: 1, total: 60}
+        timeouts: {connect: 1, whole: 30, total: 60}
         probe: {path: /v1/models, every: 2.5, failures: 3}
         concurrent: 4
         """,
@@ -38,7 +38,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert (maths.urls, maths.model, maths.key) == (("http://10.0.0.5:8000/v1",), "maths", None)
     assert code.urls == ("https://a:8000/v1", "http://[::1]:8001/v1")
     assert (code.model, code.key, code.fields) == ("org/coder", "sesame", {"top_k"})
-    assert found.timeouts == Timeouts(connect=1, total=60)
+    assert found.timeouts == Timeouts(connect=1, whole=30, total=60)
     assert (found.probe.path, found.probe.every, found.probe.failures) == ("/v1/models", 2.5, 3)
     assert found.concurrent == 4
     assert "sesame" not in repr(found)
@@ -84,7 +84,7 @@ def test_an_expert_may_stay_in_the_process(tmp_path: Path) -> None:
         (
             "experts: [{name: maths, url: 'http://a'}, {name: code, url: 'http://a', modle: x}]\n"
             "timeouts: {conect: 3, total: 0}\nprobe: {path: health, failures: 0}\n"
-            "concurrent: many\nretries: 3",
+            "concurrent: many\nretries: 3\nca: upstreams.yaml",
             [
                 "modle: unknown key; did you mean",
                 "timeouts.conect: unknown key",
@@ -93,6 +93,7 @@ def test_an_expert_may_stay_in_the_process(tmp_path: Path) -> None:
                 "probe.failures",
                 "concurrent: must be a whole number",
                 "retries: unknown key",
+                "ca: 'upstreams.yaml' cannot be read as certificates",
             ],
         ),
     ],

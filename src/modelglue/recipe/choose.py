@@ -82,6 +82,24 @@ def choose_team(candidates: Mapping[str, Scores], asked_for: Iterable[str] = ())
     )
 
 
+def asked_for(session: Session, members: Mapping[str, Iterable[str]]) -> list[str]:
+    """Who is an expert whatever its scores, as the user gave prompts for it.
+
+    Prompts count for nothing, which is noted, where routers are made of scores.
+
+    Args:
+        members: candidate → the models of the zoo that it stands for.
+    """
+    given = [name for name, own in members.items() if given_prompts(session, own)]
+    if given and session.config.mixture.by_scores:
+        session.note(
+            f"the prompts given for {', '.join(given)} are not used: with initialisation knn the "
+            "router, and who stands behind it, go by scores"
+        )
+        return []
+    return given
+
+
 def given_prompts(session: Session, members: Iterable[str]) -> list[str]:
     """The router prompts that the user gave for any of these models."""
     own = set(members)

@@ -65,30 +65,39 @@ def estimate(config: "RecipeConfig", inputs: "Inputs") -> list[StageEstimate]:
     adapted = [size[entry.name] for entry in config.models if "+" in entry.model]
     text = f"compare {len(size)} models, each read once"
     stages = [StageEstimate("cluster", text, disk=sum(adapted))]
+    held = max(sum(size[name] for name in group) + size[group[0]] for group in groups)
     for number, group in enumerate(groups, start=1):
         trials = trials_at_most(len(group), config.search.strategies)
-        held = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
+        own = sum(size[name] for name in group) + (size[group[0]] if len(group) > 1 else 0)
         stages.append(
             StageEstimate(
                 f"search-{number}",
                 f"at most {trials} candidates of {', '.join(group)}",
                 evaluations=trials * tasks,
                 items=trials * search_items,
-                memory=held,
+                memory=own,
             )
         )
         if len(group) > 1:
             stages.append(
                 StageEstimate(f"merge-{number}", "write the best of them", disk=size[group[0]])
             )
-    # A family that splits off may lead a task, and prompts bring a family in whatever its scores.
-    asked_for = sum(entry.prompts is not None for entry in config.models)
-    experts = min(len(size), tasks + asked_for)
+    experts, rivals = _mixed(config, models=len(size))
     largest = sorted(size.values(), reverse=True)
     if experts > 1:
-        disk = sum(largest[:experts])
-        stages.append(StageEstimate("mixture", f"a router over at most {experts}", disk=disk))
-    rivals = min(len(size), tasks)
+        # With knn a merge for some of the tasks is scored at the others, too.
+        again = config.mixture.by_scores and config.mixture.narrows
+        merges = min(experts, sum(len(group) > 1 for group in groups)) if again else 0
+        stages.append(
+            StageEstimate(
+                "mixture",
+                f"a router over at most {experts}",
+                evaluations=merges * (tasks - 1),
+                items=merges * search_items,
+                disk=sum(largest[:experts]),
+                memory=held if merges else 0,
+            )
+        )
     if rivals > 1:
         disk = sum(largest[:rivals])
         text = "the mixture without merging, to compare"
@@ -96,7 +105,6 @@ def estimate(config: "RecipeConfig", inputs: "Inputs") -> list[StageEstimate]:
     # Each family of at least two has its rows; there are at most half as many as models.
     families = max(1, len(size) // 2)
     rows = len(size) + 3 + families * (len(config.search.strategies) + 1)
-    held = max(sum(size[name] for name in group) + size[group[0]] for group in groups)
     stages.append(
         StageEstimate(
             "report",
@@ -107,6 +115,18 @@ def estimate(config: "RecipeConfig", inputs: "Inputs") -> list[StageEstimate]:
         )
     )
     return stages
+
+
+def _mixed(config: "RecipeConfig", *, models: int) -> tuple[int, int]:
+    """How many experts there are at most, and how many in the mixture without merging."""
+    if config.mixture.kind is None:
+        return 0, 0
+    tasks = len(config.tasks)
+    # A family that splits off may lead a task, and prompts bring a family in whatever its scores.
+    asked_for = sum(entry.prompts is not None for entry in config.models)
+    if config.mixture.by_scores:
+        asked_for = 0
+    return min(models, tasks + asked_for), min(models, tasks)
 
 
 def mergeable_groups(models: Mapping[str, Checkpoint]) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from modelglue.merge.engine.stream import execute
 from modelglue.recipe.division import Division, accepting_groups, least_p
 from modelglue.recipe.estimate import trials_at_most
 from modelglue.recipe.family_choice import FamilyChoice, recipe_of, single_of
+from modelglue.recipe.mixture_config import FinalMixture
 from modelglue.recipe.session import Session
 from modelglue.recipe.workers import ACCEPT, blocks_of, parts_of
 from modelglue.search.accept import Verdict, judge
@@ -24,10 +25,10 @@ from modelglue.search.result import SearchResult
 from modelglue.search.trials import JournalledObjective
 
 
-def looks_of(families: Sequence[tuple[str, ...]]) -> int:
+def looks_of(families: Sequence[tuple[str, ...]], mixture: FinalMixture) -> int:
     """How many merges may be put to the test: one a family, two if it may be searched once more."""
     searched = sum(len(members) > 1 for members in families)
-    return searched * (2 if len(families) > 1 else 1)
+    return searched * (2 if len(families) > 1 and mixture.narrows else 1)
 
 
 def choose_in_family(

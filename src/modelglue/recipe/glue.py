@@ -5,7 +5,7 @@ again. Choices are made on search items alone; the report items are scored last,
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelglue.evaluate.threads import threads_for
@@ -25,6 +25,7 @@ from modelglue.recipe.family import (
 from modelglue.recipe.family_choice import FamilyChoice
 from modelglue.recipe.fitting import fitting
 from modelglue.recipe.inputs import open_inputs
+from modelglue.recipe.item_scores import scores_at_all_tasks
 from modelglue.recipe.mixing import (
     Candidate,
     Experts,
@@ -88,7 +89,7 @@ def glue(
         if (finished := _finished(run)) is not None:
             return finished
         families = ordered_families(config, clustering)
-        looks = looks_of(families)
+        looks = looks_of(families, config.mixture)
         choices = [
             choose_in_family(session, number, members, looks=looks)
             for number, members in enumerate(families, start=1)
@@ -97,13 +98,17 @@ def glue(
         team = experts.team
         kind = config.mixture.kind or MixtureKind()
         if len(team.leads) > 1:
-            write_mixture(session, "mixture", experts, kind=kind)
-        singles = single_candidates(session, choices)
-        rivals = choose.choose_team({name: single.scores for name, single in singles.items()})
-        if len(rivals.leads) > 1:
-            write_mixture(session, "unmerged", Experts(rivals, singles), kind=MixtureKind())
+            made = write_mixture(session, "mixture", experts, kind=kind)
+            if made.get("table"):
+                items, count = made["table"]
+                session.note(
+                    f"the router is made of the scores of {count} experts on {items} search items"
+                )
+        rivals = _rivals(session, choices)
+        if len(rivals.team.leads) > 1:
+            write_mixture(session, "unmerged", rivals, kind=MixtureKind())
         # Every choice stands in a manifest; only now are the report items looked at.
-        entrants = contestants(session, choices, chosen, team, rivals)
+        entrants = contestants(session, choices, chosen, team, rivals.team)
         results = contest.hold(session, entrants)
         routes = contest.count_routes(session, "mixture") if len(team.leads) > 1 else None
         report = assemble(
@@ -135,8 +140,8 @@ def _experts(
     if config.experts == "models":
         singles = single_candidates(session, choices)
         usable = _usable(session, {n: each.folder for n, each in singles.items()}, config.kind)
-        asked_for = [name for name in usable if choose.given_prompts(session, [name])]
-        team = choose.choose_team({name: singles[name].scores for name in usable}, asked_for)
+        asked = choose.asked_for(session, {name: (name,) for name in usable})
+        team = choose.choose_team({name: singles[name].scores for name in usable}, asked)
         merged = merged_candidates(session, choices[:1])
         ((label, dense),) = merged.items()
         if len(team.leads) == 1:  # what the family came to is no worse than any of its models
@@ -145,15 +150,29 @@ def _experts(
     folders = {c.label: session.folder_of(c.members[0]) for c in choices}
     usable = _usable(session, folders, config.kind)
     families = [choice for choice in choices if choice.label in usable]
-    asked_for = [c.label for c in families if choose.given_prompts(session, c.members)]
-    leads = choose.choose_team({c.label: c.proposing for c in families}, asked_for).leads
+    asked = choose.asked_for(session, {c.label: c.members for c in families})
+    leads = choose.choose_team({c.label: c.proposing for c in families}, asked).leads
     chosen = [
         choose_for_tasks(session, choice, leads[choice.label], looks=looks)
         for choice in families
         if choice.label in leads
     ]
     team = Team({c.label: leads[choices[c.number - 1].label] for c in chosen})
-    return chosen, Experts(team, merged_candidates(session, chosen))
+    found = merged_candidates(session, chosen)
+    if config.by_scores and len(team.leads) > 1:
+        for c in chosen:
+            scores = scores_at_all_tasks(session, c, choices[c.number - 1])
+            found[c.label] = replace(found[c.label], scores=scores)
+    return chosen, Experts(team, found)
+
+
+def _rivals(session: Session, choices: list[FamilyChoice]) -> Experts:
+    """The mixture without merging, which the glued mixture is to be compared with."""
+    if session.config.mixture.kind is None:
+        return Experts(Team({}), {})
+    singles = single_candidates(session, choices)
+    team = choose.choose_team({name: single.scores for name, single in singles.items()})
+    return Experts(team, singles)
 
 
 def _usable(session: Session, folders: dict[str, Path], kind: MixtureKind) -> list[str]:

@@ -1,7 +1,7 @@
 """Who stands behind the router, and the mixture that they become. Search items only."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from modelglue.mixture.mix import MixtureSummary
 from modelglue.mixture.notation import MixtureKind
 from modelglue.recipe.choose import Team, given_prompts, prompts_of
 from modelglue.recipe.fitting import is_bundle
+from modelglue.recipe.item_scores import score_table
 from modelglue.recipe.session import Session
 
 
@@ -22,7 +23,7 @@ class Candidate:
     Attributes:
         members: the models of the zoo whose router prompts are its own: a family, or one model.
         folder: the checkpoint.
-        scores: its own on the search items.
+        scores: its own on the search items; of all tasks, where routers are made of scores.
     """
 
     members: tuple[str, ...]
@@ -49,20 +50,29 @@ class Experts:
 def write_mixture(
     session: Session, stage: str, experts: Experts, *, kind: MixtureKind
 ) -> dict[str, Any]:
-    """The team behind a router that is initialised from prompts; nothing is trained."""
+    """The team behind a router made of prompts, or of the experts' scores; nothing is trained."""
 
     def work(folder: Path) -> dict[str, Any]:
         leads, found = experts.team.leads, experts.candidates
         session.tell(stage, f"a router over {', '.join(leads)}")
+        prompts: dict[str, list[str]] = {}
+        table = None
+        if session.config.mixture.by_scores:
+            table = score_table(session.inputs.tasks, {name: found[name].scores for name in leads})
+        else:
+            prompts = {
+                name: prompts_for(session, found[name].members, own) for name, own in leads.items()
+            }
         out = folder / ("bundle" if is_bundle(kind) else "checkpoint")
         summary = compose(
             {name: found[name].folder for name in leads},
-            {name: prompts_for(session, found[name].members, own) for name, own in leads.items()},
+            prompts,
             out,
             kind=replace(kind, top_k=min(kind.top_k, len(leads))),
             dense=experts.dense,
             reasons={name: _why(tasks) for name, tasks in leads.items()},
             initialisation=session.config.mixture.initialisation,
+            scores=table,
             seed=session.config.search.seed,
             device=session.config.device,
         )
@@ -70,8 +80,11 @@ def write_mixture(
             "folder": out.name,
             "leads": {name: list(tasks) for name, tasks in leads.items()},
             "encoder": summary.encoder,
+            "initialisation": summary.initialisation,
             "condition": summary.condition,
             "validation": summary.validation and summary.validation.accuracy,
+            "table": table and list(table.scores.shape),
+            "items": summary.items and asdict(summary.items),
             **_size(summary, kind),
         }
 

@@ -4,6 +4,7 @@ mixture: none                    # the best family's model alone
 mixture: model                   # whole models, one route a sample: the default
 mixture: F-L-T                   # the paper's name of an FFN-level mixture, routed by token
 mixture: {level: block, router: mlp, shared_layers: 4, experts: models}
+mixture: {initialisation: knn}   # a router made of the experts' scores on the search items
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from modelglue.registry import nearest
 
 OWN: Mapping[str, tuple[str, ...]] = {
     "experts": ("families", "models"),
-    "initialisation": ("discriminant", "mean_difference", "nearest_mean", "random"),
+    "initialisation": ("discriminant", "mean_difference", "nearest_mean", "random", "knn"),
 }
 
 
@@ -27,12 +28,22 @@ class FinalMixture:
         kind: its level and routers; None for no mixture.
         experts: "families": the best model of each family, the paper's; "models": the single models
             that lead at a task, over the merge of their family, which lends what experts share.
-        initialisation: of the routers, see `mixture.router`.
+        initialisation: of the routers, see `mixture.router_prompts` and `mixture.router_scores`.
     """
 
     kind: MixtureKind | None = field(default_factory=MixtureKind)
     experts: Literal["families", "models"] = "families"
     initialisation: str = "discriminant"
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether routers are made of what the experts scored, and of no prompts."""
+        return self.initialisation == "knn"
+
+    @property
+    def narrows(self) -> bool:
+        """Whether a family that shares the tasks with others is searched once more for its own."""
+        return self.kind is not None and self.experts == "families"
 
     def to_mapping(self) -> Any:
         """As YAML has it, defaults filled in."""

@@ -45,7 +45,7 @@ def search_families(config: RecipeConfig, *, listen: Listener = silent) -> Searc
     ):
         session = Session(config, inputs, run, listen)
         families = ordered_families(config, find_families(session))
-        looks = looks_of(families)
+        looks = looks_of(families, config.mixture)
         choices = [
             choose_in_family(session, number, members, looks=looks)
             for number, members in enumerate(families, start=1)

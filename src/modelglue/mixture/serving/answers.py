@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from contextlib import aclosing
+from dataclasses import replace
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
@@ -68,24 +69,27 @@ class Answers:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, sender: Sender) -> None:
         gateway = self._gateway
         gateway.require_allowed(scope)
-        with gateway.arriving():
-            most, seconds = gateway.limits.body_bytes, gateway.timeouts.body
-            data = await read_body(scope, receive, most=most, seconds=seconds)
-        with gateway.admitted():
-            request = parse(self._kind, read_json(data), gateway.limits)
-            del data
-            trace.model, trace.stream = request.model, request.stream
-            chat = self._kind == "chat"
-            text = gateway.opening(request.messages) if chat else request.prompt
-            if gateway.log_prompts:
-                trace.prompt = text
-            await while_connected(
-                receive, self._respond(request, text, trace, sender), ended=lambda: sender.ended
-            )
+        with gateway.holding() as take:
+            with gateway.arriving():
+                most, seconds = gateway.limits.body_bytes, gateway.timeouts.body
+                data = await read_body(scope, receive, most=most, seconds=seconds, take=take)
+            with gateway.admitted():
+                request = parse(self._kind, read_json(data), gateway.limits)
+                del data
+                trace.model, trace.stream = request.model, request.stream
+                chat = self._kind == "chat"
+                text = gateway.opening(request.messages) if chat else request.prompt
+                if gateway.log_prompts:
+                    trace.prompt = text
+                work = self._respond(request, text, trace, sender)
+                del request  # whoever answers may let go of a part of it
+                await while_connected(receive, work, ended=lambda: sender.ended)
 
     async def _respond(self, request: Request, text: str, trace: Trace, sender: Sender) -> None:
         trace.expert = await self._gateway.expert(request.model, text)
         backend = self._gateway.backends[trace.expert]
+        if not backend.forwards:
+            request = replace(request, body={})
         if request.stream:
             await _stream(backend, request, trace, sender)
             return

@@ -77,6 +77,7 @@ def assemble(bundle: Bundle, settings: Settings) -> Starlette:
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
         follow_redirects=False,
         trust_env=False,
+        verify=True if elsewhere.trust is None else elsewhere.trust,
         # What one client's answer sets is not to go out with the request of another.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )

@@ -35,7 +35,13 @@ class Trace:
 
 
 class Backend(Protocol):
-    """An expert that can be asked. Replies and chunks are OpenAI's JSON objects."""
+    """An expert that can be asked. Replies and chunks are OpenAI's JSON objects.
+
+    Attributes:
+        forwards: whether it needs `Request.body`; else that is let go of before it is asked.
+    """
+
+    forwards: bool
 
     async def complete(self, request: Request, trace: Trace) -> dict[str, Any]:
         """The whole answer.

@@ -45,6 +45,7 @@ class Gateway:
     log_prompts: bool = False
     _active: int = 0
     _arriving: int = 0
+    _held: int = 0
 
     def require_allowed(self, scope: Scope) -> None:
         """Refuse who may not ask; see `guard.require_allowed`."""
@@ -86,6 +87,26 @@ class Gateway:
             yield
         finally:
             self._arriving -= 1
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """What counts the bytes of a request's body, to be told of each part before it is kept.
+
+        It raises a Refusal (429) where the bodies of all requests would take too much memory.
+        """
+        own, most = 0, max(self.limits.bodies_bytes, self.limits.body_bytes)
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self._held + size > most:
+                raise queue_full(f"the requests at this server come to {self._held} bytes")
+            self._held += size
+            own += size
+
+        try:
+            yield take
+        finally:
+            self._held -= own
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

@@ -70,8 +70,18 @@ def _require_key(scope: Scope, key: str) -> None:
         )
 
 
-async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    *,
+    most: int,
+    seconds: float,
+    take: Callable[[int], None] = lambda _size: None,
+) -> bytes:
     """A request's body.
+
+    Args:
+        take: told of the size of each part before it is kept; may refuse it.
 
     Raises:
         Refusal: 413 if it is larger than `most` bytes, of which no more are read; 408 if it has
@@ -88,9 +98,11 @@ async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
-                body += message.get("body", b"")
-                if len(body) > most:
+                part = message.get("body", b"")
+                if len(body) + len(part) > most:
                     raise _too_large(most)
+                take(len(part))
+                body += part
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

@@ -22,6 +22,7 @@ class LocalExpert:
     """
 
     def __init__(self, name: str, pool: ExpertPool, *, longest: int) -> None:
+        self.forwards = False
         self._name = name
         self._pool = pool
         self._longest = longest

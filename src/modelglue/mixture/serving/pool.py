@@ -163,6 +163,8 @@ class ExpertPool:
             if job in lane.jobs:
                 lane.jobs.remove(job)
                 self._leave_if_done(lane)
+            elif lane.job is job and lane.model is None:
+                self._look_again()
 
     async def _serve(self, lane: _Lane) -> None:
         """Answer what is asked of an expert, one request after the other."""
@@ -194,8 +196,7 @@ class ExpertPool:
         if lane.model is None:
             # Whoever needs room waits for its turn: two could wait for each other's.
             async with self._changing:
-                if not job.gone:
-                    await self._make_room(lane)
+                await self._make_room(lane, job)
                 if job.gone:  # it may have been a long wait
                     return
                 loop = asyncio.get_running_loop()
@@ -204,19 +205,27 @@ class ExpertPool:
                 self._watch(lane.name, "load", lane.nbytes)
         lane.used = next(self._clock)
 
-    async def _make_room(self, lane: _Lane) -> None:
-        while True:
+    async def _make_room(self, lane: _Lane, job: Job) -> None:
+        """Let others leave until there is room, or nobody waits for it any more."""
+        while not job.gone:
             loaded = [other for other in self._lanes.values() if other.model is not None]
             if not loaded or sum(o.nbytes for o in loaded) + lane.nbytes <= self._memory:
                 return
             oldest = min(loaded, key=lambda other: (not other.idle, other.used))
-            oldest.left.clear()
             if oldest.idle:
                 self._unload(oldest)
             elif not oldest.leaving:
                 oldest.leaving = True
                 oldest.grace = oldest.waiting + (oldest.job is not None)
-            await oldest.left.wait()
+            while oldest.model is not None and not job.gone:
+                oldest.left.clear()
+                await oldest.left.wait()
+            oldest.leaving = False  # it has left, or nobody needs its room any more
+
+    def _look_again(self) -> None:
+        """Wake who makes room: it may be for somebody who has left."""
+        for lane in self._lanes.values():
+            lane.left.set()
 
     def _unload(self, lane: _Lane) -> None:
         lane.model = None

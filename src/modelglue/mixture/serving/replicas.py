@@ -33,6 +33,19 @@ class Replica:
     asked: int = 0
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """A request that waits.
+
+    Attributes:
+        turn: comes with a replica that has been taken for it.
+        without: replicas that won't do.
+    """
+
+    turn: asyncio.Future[Replica]
+    without: Collection[Replica]
+
+
 class Replicas:
     """All servers of an expert.
 
@@ -62,7 +75,7 @@ class Replicas:
         self._failures = failures
         self._probe_seconds = probe_seconds
         self._watch = watch
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._clock = 0
         for replica in self.all:
             watch(replica.url, True)
@@ -87,32 +100,26 @@ class Replicas:
         Raises:
             Refusal: none is alive, or too many requests wait.
         """
-        waited = False
-        while True:
-            usable = [r for r in self.all if r.live and r not in without]
-            if not usable:
-                raise Refusal(
-                    503,
-                    f"no server of expert {self._name!r} answers",
-                    code="no_replica",
-                    retry_after=max(1, round(self._probe_seconds)),
-                )
-            free = [r for r in usable if r.active < self._concurrent]
-            if free:
-                chosen = min(free, key=lambda replica: (replica.active, replica.asked))
-                chosen.active += 1
-                self._clock += 1
-                chosen.asked = self._clock
-                return chosen
-            if not waited and len(self._waiting) >= self._queue:
-                raise queue_full(f"{len(self._waiting)} requests wait for expert {self._name!r}")
-            waited = True
-            await self._change()
+        # What has room for us, nobody who waits can use: they were asked first.
+        if (chosen := self._taken(without)) is not None:
+            return chosen
+        if len(self._waiting) >= self._queue:
+            raise queue_full(f"{len(self._waiting)} requests wait for expert {self._name!r}")
+        own = _Waiting(asyncio.get_running_loop().create_future(), without)
+        self._waiting.append(own)
+        try:
+            return await own.turn
+        except asyncio.CancelledError:
+            if own in self._waiting:
+                self._waiting.remove(own)
+            elif not own.turn.cancelled() and own.turn.exception() is None:
+                self.release(own.turn.result())  # its turn came as it left
+            raise
 
     def release(self, replica: Replica) -> None:
         """Give a leased replica back."""
         replica.active -= 1
-        self._wake()
+        self._hand_out()
 
     def succeeded(self, replica: Replica) -> None:
         """Note that a replica answered."""
@@ -120,7 +127,7 @@ class Replicas:
         if not replica.live:
             replica.live = True
             self._watch(replica.url, True)
-            self._wake()
+            self._hand_out()
 
     def failed(self, replica: Replica, *, refused: bool) -> None:
         """Note that a replica did not answer; `refused`: it took no connection."""
@@ -129,24 +136,43 @@ class Replicas:
             replica.live = False
             self._watch(replica.url, False)
             # Those that waited for it alone are to hear so.
-            self._wake()
+            self._hand_out()
 
-    async def _change(self) -> None:
-        """Wait until a replica has room, or came, or went."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        try:
-            await future
-        except asyncio.CancelledError:
-            self._wake()  # it may have been this one's turn
-            raise
-        finally:
-            if future in self._waiting:
-                self._waiting.remove(future)
+    def _taken(self, without: Collection[Replica]) -> Replica | None:
+        """A replica with room, taken; None if all are busy.
 
-    def _wake(self) -> None:
-        """Let all that wait look again, in their order: not every replica will do for each."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
+        Raises:
+            Refusal: none is alive.
+        """
+        usable = [r for r in self.all if r.live and r not in without]
+        if not usable:
+            raise Refusal(
+                503,
+                f"no server of expert {self._name!r} answers",
+                code="no_replica",
+                retry_after=max(1, round(self._probe_seconds)),
+            )
+        free = [r for r in usable if r.active < self._concurrent]
+        if not free:
+            return None
+        chosen = min(free, key=lambda replica: (replica.active, replica.asked))
+        chosen.active += 1
+        self._clock += 1
+        chosen.asked = self._clock
+        return chosen
+
+    def _hand_out(self) -> None:
+        """Give room to those that wait, in their order: not every replica will do for each."""
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            if one.turn.done():  # it has left
+                continue
+            try:
+                chosen = self._taken(one.without)
+            except Refusal as refusal:
+                one.turn.set_exception(refusal)
+                continue
+            if chosen is None:
+                self._waiting.append(one)
+            else:
+                one.turn.set_result(chosen)

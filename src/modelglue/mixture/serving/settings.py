@@ -17,6 +17,8 @@ class Limits:
         active: requests at work or waiting, in all; beyond it 429.
         queue: requests that wait for one expert; beyond it 429.
         arriving: requests whose bodies are being read; beyond it 429.
+        bodies_bytes: of all requests that arrive or are at work, as they were sent; beyond it 429.
+            One of `body_bytes` is always taken.
     """
 
     body_bytes: int = 4 << 20
@@ -25,6 +27,7 @@ class Limits:
     active: int = 512
     queue: int = 256
     arriving: int = 2048
+    bodies_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Timeouts:
     Args:
         connect: until an upstream takes a connection.
         first_byte: until an upstream begins to answer, and between any two parts of a stream.
+        whole: until an upstream has given an answer that is not streamed; None for `total`.
         total: for a request in all, waiting for its turn included.
         body: until a client has sent its request.
         shutdown: until what streams is cut off when the server is told to stop.
@@ -41,6 +45,7 @@ class Timeouts:
 
     connect: float = 5.0
     first_byte: float = 120.0
+    whole: float | None = None
     total: float = 600.0
     body: float = 30.0
     shutdown: float = 60.0

@@ -8,12 +8,14 @@ experts:
     api_key_env: CODER_KEY    # the environment variable that holds the servers' key
     fields: [top_k, min_p]    # what of requests they understand beyond OpenAI's fields
   - {name: chat, local: true}                        # answered inside the gateway
-timeouts: {connect: 5, first_byte: 120, total: 600}  # seconds
+timeouts: {connect: 5, first_byte: 120, whole: 300, total: 600}  # seconds
 probe: {path: /health, every: 5, failures: 2}
 concurrent: 32                # requests at once to a replica; the others wait
+ca: certificates.pem          # trusted beside the public ones, for https
 """
 
 import os
+import ssl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +30,9 @@ from modelglue.mixture.serving.settings import Timeouts, read_key
 from modelglue.registry import nearest
 from modelglue.yamlfile import read_yaml
 
-KEYS = ("experts", "timeouts", "probe", "concurrent")
+KEYS = ("experts", "timeouts", "probe", "concurrent", "ca")
 EXPERT_KEYS = ("name", "url", "urls", "model", "api_key_env", "fields", "local")
-TIMEOUT_KEYS = ("connect", "first_byte", "total")
+TIMEOUT_KEYS = ("connect", "first_byte", "whole", "total")
 PROBE_KEYS = ("path", "every", "failures")
 
 
@@ -70,12 +72,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class Upstreams:
-    """A checked file; experts that it calls local are not among `experts`."""
+    """A checked file; experts that it calls local are not among `experts`.
+
+    Args:
+        trust: who may vouch for servers that speak https; None for the public authorities.
+    """
 
     experts: tuple[Upstream, ...]
     timeouts: Timeouts
     probe: Probe = field(default_factory=Probe)
     concurrent: int = 32
+    trust: ssl.SSLContext | None = field(default=None, repr=False)
 
 
 def load_upstreams(
@@ -96,7 +103,7 @@ def load_upstreams(
     """
     value = read_yaml(path)
     problems: list[str] = []
-    found = _parse(value, experts, timeouts or Timeouts(), environ, problems)
+    found = _parse(value, experts, timeouts or Timeouts(), environ, problems, root=path.parent)
     if problems:
         raise ConfigError(problems, where=str(path))
     return found
@@ -108,6 +115,8 @@ def _parse(
     timeouts: Timeouts,
     environ: Mapping[str, str],
     problems: list[str],
+    *,
+    root: Path,
 ) -> Upstreams:
     if not isinstance(value, dict) or not isinstance(value.get("experts"), list):
         problems.append("experts: a list of {name, url} is needed")
@@ -148,7 +157,20 @@ def _parse(
             _count(probe.get("failures", 2), "probe.failures", problems),
         ),
         _count(value.get("concurrent", 32), "concurrent", problems),
+        _trust(value.get("ca"), root, problems),
     )
+
+
+def _trust(ca: object, root: Path, problems: list[str]) -> ssl.SSLContext | None:
+    """The public authorities, and those of a file."""
+    if ca is None:
+        return None
+    trust = httpx.create_ssl_context(trust_env=False)
+    try:
+        trust.load_verify_locations(cafile=root / str(ca))
+    except OSError as error:  # ssl's own errors are such, too
+        problems.append(f"ca: {ca!r} cannot be read as certificates in PEM: {error}")
+    return trust
 
 
 def _upstream(

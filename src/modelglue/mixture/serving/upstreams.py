@@ -83,6 +83,7 @@ class UpstreamExpert:
         longest: int,
         failed: Failed,
     ) -> None:
+        self.forwards = True
         self._upstream = upstream
         self._replicas = replicas
         self._client = client
@@ -103,13 +104,13 @@ class UpstreamExpert:
         tried = _Tried()
         while True:
             replica = await self._next(tried, trace)
+            asked = time.monotonic()
             try:
                 reply = await self._ask(replica, request)
             except _Broken as error:
                 self._failed(replica, error, tried)
             except asyncio.CancelledError:
-                # A client may leave at any time; after all of its time the replica is to blame.
-                if time.monotonic() - trace.started >= self._timeouts.total:
+                if self._is_to_blame(asked, trace):
                     self._failed(replica, _Broken("time-out"), tried)
                 raise
             else:
@@ -118,6 +119,15 @@ class UpstreamExpert:
                 return reply
             finally:
                 self._replicas.release(replica)
+
+    def _is_to_blame(self, asked: float, trace: Trace) -> bool:
+        """Whether a replica that said nothing since `asked` has failed.
+
+        A client may leave at any time, and most of its time may have gone by in a queue.
+        """
+        now, times = time.monotonic(), self._timeouts
+        late = now - trace.started >= times.total
+        return late and now - asked >= min(times.first_byte, times.total)
 
     async def stream(self, request: Request, trace: Trace) -> AsyncGenerator[dict[str, Any], None]:
         """See `Backend.stream`."""
@@ -208,7 +218,8 @@ class UpstreamExpert:
 
     def _request(self, replica: Replica, request: Request) -> httpx.Request:
         # What streams has a time between any two parts; what does not comes in one at the end.
-        silence = self._timeouts.first_byte if request.stream else self._timeouts.total
+        whole = self._timeouts.whole or self._timeouts.total
+        silence = self._timeouts.first_byte if request.stream else whole
         return self._client.build_request(
             "POST",
             replica.url + _PATHS[request.kind],

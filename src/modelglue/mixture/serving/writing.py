@@ -130,7 +130,8 @@ class _Text:
             # Bytes that make no character can change what was a character before them: a decoder's
             # last word comes with the end.
             return ""
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        # Nothing that may be part of a stop has been told.
+        found = [at for stop in self._stop if (at := text.find(stop, len(self._told))) >= 0]
         if found:
             self.stopped = True
             return self._tell(min(found))
