@@ -100,3 +100,16 @@ def test_a_sample_that_misleads_costs_passes_only(monkeypatch: pytest.MonkeyPatc
     for count in (10, COUNT // 3, COUNT // 2 + 17, COUNT - 5):
         cut = magnitude_cuts(whole, [count])
         assert np.array_equal(taken(cut, 0, values), above(values, count))
+
+
+@pytest.mark.parametrize("sort", SORTS, ids=[sort.__name__ for sort in SORTS])
+@pytest.mark.parametrize("numel", [2, 64, cuts._TINY])
+def test_of_a_tiny_tensor_too(
+    sort: Callable[[np.random.Generator], np.ndarray], numel: int
+) -> None:
+    rng = np.random.default_rng(3)
+    models = np.stack([sort(rng)[:numel].astype(np.float32) for _ in range(4)])
+    counts = [1, max(1, numel // 3), max(1, numel // 2), numel - 1]
+    cut = magnitude_cuts(InMemory(models, BASE[:numel], (numel,)), counts)
+    for i, count in enumerate(counts):
+        assert np.array_equal(taken(cut, i, models[i]), above(models[i], count))

@@ -149,6 +149,8 @@ def test_a_read_error_in_mid_merge_is_told_and_the_rerun_goes_on(
 ) -> None:
     config = config_of("linear", llamas)
     plan = make_plan(parse_config(config))
+    # As if they were large: what is tiny is read ahead, in a few calls.
+    monkeypatch.setattr("modelglue.merge.engine.stream._TINY", 0)
     failing("preadv", 90, errno.EIO)
     out = tmp_path / "out"
     with pytest.raises(CorruptCheckpoint, match=r"safetensors: reading at byte .* failed"):

@@ -88,6 +88,10 @@ class LoraCheckpoint(Checkpoint):
             flat[done : done + len(part)] = part
             done += len(part)
 
+    def as_stored(self, name: str) -> bool:
+        """Not to be relied on, also for what the adapter leaves alone."""
+        return False
+
     def fingerprint(self) -> str:
         """A digest of the base's and the adapter's content."""
         both = f"{self._base.fingerprint()} {self._adapter.weights.fingerprint()}"

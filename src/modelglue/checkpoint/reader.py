@@ -151,6 +151,10 @@ class Checkpoint:
         elif len(flat):
             self._descriptors.read_into(spec.file, flat, spec.offset + start)
 
+    def as_stored(self, name: str) -> bool:
+        """Whether the tensor is what its file holds at its offset, byte for byte."""
+        return self.spec(name).strides is None
+
     def read_bytes(self, file: Path, buffer: memoryview, *, start: int) -> None:
         """Fill `buffer` with what one of the files holds from byte `start` on, whatever that is.
 

@@ -23,7 +23,10 @@ class Span:
     content: np.ndarray
 
     def of(self, spec: TensorSpec, start: int, nbytes: int) -> np.ndarray | None:
-        """Bytes of a tensor from its byte `start` on: [nbytes] uint8; None if they are not here."""
+        """Bytes of a tensor that is `as_stored`, from its byte `start` on: [nbytes] uint8.
+
+        None if they are not here.
+        """
         at = spec.offset + start - self.first
         if spec.file is not self.file or at < 0 or at + nbytes > len(self.content):
             return None
@@ -37,7 +40,7 @@ def read_ahead(plan: MergePlan, tensors: Iterable[TensorPlan]) -> Mapping[int, S
         for source in tensor.sources if tensor.base is None else (*tensor.sources, tensor.base):
             checkpoint = plan.checkpoint(source)
             spec = checkpoint.tensors.get(source.name)
-            if spec is None or spec.strides is not None:
+            if spec is None or not checkpoint.as_stored(source.name):
                 continue
             first, end = spec.offset, spec.offset + spec.nbytes
             if (found := bounds.get(id(checkpoint))) is None:

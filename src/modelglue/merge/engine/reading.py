@@ -233,7 +233,9 @@ class TensorReader:
         held = None if self._held is None else self._held.array(checkpoint, name)
         ahead = self._workspace.ahead.get(id(checkpoint))
         size = dtype.itemsize
-        near = None if ahead is None else ahead.of(spec, start * size, len(target) * size)
+        near = None
+        if ahead is not None and checkpoint.as_stored(name):
+            near = ahead.of(spec, start * size, len(target) * size)
         if isinstance(held, np.ndarray):
             raw = held[start : start + len(target)]
         elif near is not None:
