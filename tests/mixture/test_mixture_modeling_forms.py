@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,18 +21,24 @@ from layer_samples import (
     save,
     written,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import tiny
+from modelglue.errors import MixtureError
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.modeling_modelglue import (
+    Choice,
+    MixedFeedForward,
     ModelglueMixtureConfig,
     ModelglueMixtureForCausalLM,
     RoutedCacheLayer,
+    Routing,
 )
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
-from modelglue.mixture.surgery import write_layers
+from modelglue.mixture.surgery import check_layers, write_layers
 
 FFN = MixtureKind("ffn", "linear", "token", 2)
 FFN_SAMPLE = MixtureKind("ffn", "mlp", "sample", 1)
@@ -154,6 +161,36 @@ def test_a_device_map_may_part_experts(tmp_path, mixed, kind):
     assert written(plain, inputs) == written(spread, inputs)
 
 
+@pytest.mark.parametrize("kind", [BLOCK, STACK], ids=["block", "model"])
+def test_an_automatic_device_map_keeps_a_layers_experts_together(mixed, kind):
+    model = load(mixed("llama", kind))
+    assert {"MixedLayer", "LlamaDecoderLayer"} <= set(model._no_split_modules)
+
+
+def test_a_router_may_stand_on_another_device_than_its_experts():
+    """Pretended devices, on which nothing is computed, but which don't mix either."""
+    experts = [torch.nn.Identity(), torch.nn.Identity()]
+    given = {"index": 0, "top_k": 2, "by_token": True, "norm": None}
+    layer = MixedFeedForward(experts, torch.nn.Linear(4, 2), **given)
+    with FakeTensorMode():
+        states = torch.zeros(3, 1, 4, device="cuda:0")
+        chosen = torch.zeros(3, 2, dtype=torch.long, device="cuda:1")
+        weights = torch.zeros(3, 2, device="cuda:1")
+        groups = [(expert, chosen[:2, 0], chosen[:2, 0]) for expert in (0, 1)]
+        mixed = layer._mixed(states, Choice(chosen, weights, groups))
+    assert (mixed.shape, str(mixed.device)) == (states.shape, "cuda:0")
+
+
+def test_the_balancing_loss_is_that_of_routers_on_all_devices():
+    model = SimpleNamespace(training=False, config=SimpleNamespace(num_experts_per_tok=1))
+    with FakeTensorMode():
+        said = [torch.zeros(3, 2, device=device) for device in ("cuda:0", "cuda:1")]
+        routing = Routing(decided=[(logits, None) for logits in said])
+        outputs = CausalLMOutputWithPast(logits=said[1])
+        told = ModelglueMixtureForCausalLM._told(model, outputs, routing, True)
+    assert (told.aux_loss.shape, str(told.aux_loss.device)) == ((), "cuda:0")
+
+
 @pytest.mark.parametrize("kind", [BLOCK, FFN_SAMPLE], ids=["block", "ffn"])
 def test_other_ways_to_generate_say_the_same(mixed, kind):
     model = load(mixed("mistral", kind))
@@ -224,6 +261,33 @@ def test_our_own_generation_says_the_same(mixed, kind):
     assert answers[0] == expected
 
 
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0, 1.5, 1.1, 1.2],
+        "long_factor": [8.0, 3.0, 11.0, 6.0],
+    },
+}
+
+
+def test_where_positions_turn_in_mid_answer_the_prompt_alone_decides_again(tmp_path):
+    """The row is read anew beyond 32 tokens, and what was answered is no part of the prompt."""
+    paths = [save(tmp_path / str(seed), "phi3", seed=seed, **LONGROPE) for seed in range(4)]
+    out = mixture(tmp_path / "out", paths[0], paths[1:], BLOCK, seed=3)
+    model, whole = HuggingFaceModel.load(out), 0
+    for text in ("x" * 24, "0123456789 is ten digits", "a b c d e f g h i j k l m", "?!" * 11):
+        ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+        told = model.module.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=0)
+        expected = model.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True)
+        assert model.generate([text], max_new_tokens=16) == [expected]
+        at_turn = told[0, :33].tolist()
+        whole += routes(model.module, at_turn) != routes(model.module, at_turn[: ids.shape[1]])
+    assert whole, "all routes would be the same on prompt and answer"
+
+
 def test_likelihoods_are_routed_on_the_context(mixed, models):
     path, others = mixed("llama", BLOCK), [models("llama", seed) for seed in (1, 2, 3)]
     model = HuggingFaceModel.load(path)
@@ -243,6 +307,12 @@ def test_parameters_at_work_are_told(mixed):
     parts = [p.numel() for n, p in model.module.named_parameters() if ".experts." in n]
     idle = model.parameters_stored - model.parameters_active
     assert idle == pytest.approx(sum(parts) * 2 / 3, rel=1e-3)  # each tensor is rounded
+
+
+def test_layers_that_know_learned_positions_alone_are_refused_beside_others(tmp_path, models):
+    experts = {"a": models("opt", 1), "b": models("llama", 1)}
+    with pytest.raises(MixtureError, match=r"embeds more than tokens .*shared_layers: 0"):
+        check_layers(experts, models("llama", 0), kind=BLOCK)
 
 
 @pytest.fixture
