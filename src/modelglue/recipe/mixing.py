@@ -79,6 +79,8 @@ def write_mixture(
         }
 
     made = session.run.stage(stage, work)
+    if kind.short == "F-L-T" and made.get("not_stock"):
+        session.note(f"{stage}: written with its own modelling file. {made['not_stock']}")
     for confusion in made.get("confusions", ()):
         session.note(f"{stage}: {confusion}.")
     return made
