@@ -67,7 +67,7 @@ def test_form_reason_and_condition_are_told_where_a_mixture_is_made(run, asked, 
     told = capsys.readouterr()
     assert "the stock class mixtral" in told.out
     assert "not stock" not in told.out
-    assert "condition  1." in told.out
+    assert "condition  2.0" in told.out
     assert told.err == ""
     content = yaml.safe_load((asked / "mixture.yaml").read_text())
     for entry in content["experts"]:
