@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,20 +20,15 @@ from layer_samples import (
     save,
     written,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import tiny
 from modelglue.errors import MixtureError
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.modeling_modelglue import (
-    Choice,
-    MixedFeedForward,
     ModelglueMixtureConfig,
     ModelglueMixtureForCausalLM,
     RoutedCacheLayer,
-    Routing,
 )
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
@@ -159,35 +153,6 @@ def test_a_device_map_may_part_experts(tmp_path, mixed, kind):
     inputs = batch(PROMPTS)
     assert torch.allclose(logits(plain, inputs), logits(spread, inputs), atol=1e-6)
     assert written(plain, inputs) == written(spread, inputs)
-
-
-@pytest.mark.parametrize("kind", [BLOCK, STACK], ids=["block", "model"])
-def test_an_automatic_device_map_keeps_a_layers_experts_together(mixed, kind):
-    model = load(mixed("llama", kind))
-    assert {"MixedLayer", "LlamaDecoderLayer"} <= set(model._no_split_modules)
-
-
-def test_a_router_may_stand_on_another_device_than_its_experts():
-    """A pretended one, on which nothing is computed, but which does not mix with a real one."""
-    experts = [torch.nn.Identity(), torch.nn.Identity()]
-    given = {"index": 0, "top_k": 2, "by_token": True, "norm": None}
-    layer, norm = MixedFeedForward(experts, torch.nn.Linear(4, 2), **given), torch.nn.Identity()
-    states = torch.zeros(3, 1, 4, device="meta")
-    choice = Choice(torch.tensor([[0, 1], [1, 0], [1, 0]]), torch.full((3, 2), 0.5))
-    assert layer._mixed(states, choice).is_meta
-    layer = MixedFeedForward(experts, torch.nn.Linear(4, 2), **{**given, "top_k": 1, "norm": norm})
-    layer._later = choice.weights[:, :1, None]
-    assert norm(states).is_meta
-
-
-def test_the_balancing_loss_is_that_of_routers_on_all_devices():
-    model = SimpleNamespace(training=False, config=SimpleNamespace(num_experts_per_tok=1))
-    with FakeTensorMode():
-        said = [torch.zeros(3, 2, device=device) for device in ("cuda:0", "cuda:1")]
-        routing = Routing(decided=[(logits, None) for logits in said])
-        outputs = CausalLMOutputWithPast(logits=said[1])
-        told = ModelglueMixtureForCausalLM._told(model, outputs, routing, True)
-    assert (told.aux_loss.shape, str(told.aux_loss.device)) == ((), "cuda:0")
 
 
 @pytest.mark.parametrize("kind", [BLOCK, FFN_SAMPLE], ids=["block", "ffn"])
