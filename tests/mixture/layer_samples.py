@@ -23,7 +23,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {},
     "olmo2": {},
+    "opt": {"ffn_dim": 64, "init_std": 0.15, "dropout": 0.0},
 }
+LOOSE = ("opt",)
+"""Whose layers hold the matrices of their feed-forward part themselves, so that it is no module."""
 # Rows of unlike lengths, padded on the left; longer than the windows.
 PROMPTS = [
     [7, 9, 200, 31, 4, 55, 81, 81, 17],
@@ -104,17 +107,24 @@ def routes(model: Any, prompt: list[int]) -> list[int]:
 def assembled(dense: Path, experts: list[Path], kind: MixtureKind, chosen: list[int]) -> nn.Module:
     """The dense model with the chosen experts' parts in their places."""
     model, others = load(dense), [load(path) for path in experts]
+    trunk, trunks = _trunk(model), [_trunk(other) for other in others]
     shared = kind.shared_layers
     if kind.level == "model":
-        other = others[chosen[0]]
+        other = trunks[chosen[0]]
         for index in range(shared, LAYERS):
-            model.model.layers[index] = other.model.layers[index]
-        model.model.norm = other.model.norm
-        model.lm_head = other.lm_head
+            trunk.layers[index] = other.layers[index]
+        norm = "norm" if hasattr(trunk, "norm") else "final_layer_norm"
+        setattr(trunk, norm, getattr(other, norm))
+        model.lm_head = others[chosen[0]].lm_head
         return model
     for index, expert in enumerate(chosen, shared):
         if kind.level == "block":
-            model.model.layers[index] = others[expert].model.layers[index]
+            trunk.layers[index] = trunks[expert].layers[index]
         else:
-            model.model.layers[index].mlp = others[expert].model.layers[index].mlp
+            trunk.layers[index].mlp = trunks[expert].layers[index].mlp
     return model
+
+
+def _trunk(model: Any) -> Any:
+    """What holds the layers and the final norm."""
+    return getattr(model.model, "decoder", model.model)

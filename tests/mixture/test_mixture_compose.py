@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import MixtureError
-from modelglue.mixture.compose import compose
+from modelglue.mixture.compose import compose, stock_form
 from modelglue.mixture.notation import MixtureKind
+from modelglue.mixture.router import condition
 
+TOKEN = MixtureKind("ffn", input="token")
+STACK = MixtureKind("model", shared_layers=1)
 PROMPTS = {
     "numbers": ["1 + 2 = 3", "17 * 4 = 68", "9 - 5 = 4", "80 / 4 = 20"],
     "words": ["the cat sat", "a dog ran home", "birds sing aloud", "fish swim there"],
@@ -56,6 +59,74 @@ def test_where_none_fits_the_modelling_file_goes_along(tmp_path, gemmas):
     kind = MixtureKind("ffn", input="token", top_k=2)
     compose(gemmas, PROMPTS, tmp_path / "out", kind=kind)
     assert config(tmp_path / "out")["model_type"] == "modelglue_mixture"
+
+
+def test_form_and_the_reason_for_it_are_told(tmp_path, experts, gemmas):
+    stock = compose(experts, PROMPTS, tmp_path / "stock", kind=TOKEN)
+    assert (stock.form, stock.not_stock) == ("mixtral", None)
+    other = compose(gemmas, PROMPTS, tmp_path / "other", kind=TOKEN)
+    assert other.form == "modelglue_mixture"
+    assert (
+        "no stock mixture-of-experts class computes what gemma2 models compute" in other.not_stock
+    )
+    bundle = compose(experts, PROMPTS, tmp_path / "bundle")
+    assert (bundle.form, bundle.not_stock) == ("bundle", None)
+    told = other.to_json()
+    assert (told["form"], told["not_stock"]) == (other.form, other.not_stock)
+
+
+def test_an_experts_reason_against_a_stock_class_is_told(tmp_path, experts):
+    biased = {**experts, "words": save(tmp_path / "biased", "llama", mlp_bias=True)}
+    with pytest.raises(MixtureError, match="mlp_bias is True"):
+        compose(biased, PROMPTS, tmp_path / "out", kind=TOKEN)
+    reason = stock_form(biased, experts["numbers"], TOKEN)
+    assert "expert 'words': mlp_bias: its feed-forward parts have biases" in reason
+
+
+@pytest.mark.parametrize("kind", [TOKEN, MixtureKind("block")], ids=["stock", "own"])
+def test_each_routers_condition_is_written_down(tmp_path, experts, kind):
+    summary = compose(experts, PROMPTS, tmp_path / "out", kind=kind)
+    told = config(tmp_path / "out")["modelglue"]["conditions"]
+    assert told == list(summary.conditions)
+    assert len(told) == 2
+    assert max(told) == summary.condition < float("inf")
+    assert summary.confusions == ()
+    with Checkpoint.open(tmp_path / "out") as mixed:
+        names = sorted(n for n in mixed.tensors if n.endswith(("gate.weight", "router.weight")))
+        found = [condition(mixed.read(name)) for name in names]
+    assert told == pytest.approx(found, rel=1e-4)
+    assert "Condition of the routers' weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_experts_with_the_same_prompts_are_named(tmp_path, experts):
+    prompts = {"numbers": PROMPTS["words"], "words": PROMPTS["words"]}
+    summary = compose(experts, prompts, tmp_path / "out", kind=MixtureKind("block"))
+    (said,) = summary.confusions
+    assert said.startswith("2 of 2 routers cannot tell numbers, words apart (condition ∞)")
+    assert config(tmp_path / "out")["modelglue"]["conditions"] == [None, None]
+    assert summary.to_json()["conditions"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "form"),
+    [
+        ("llama", TOKEN, "mixtral"),
+        ("qwen2", TOKEN, "qwen2_moe"),
+        ("granite", TOKEN, "granitemoe"),
+        ("llama", MixtureKind("block"), "modelglue_mixture"),
+        ("qwen2", STACK, "modelglue_mixture"),
+    ],
+)
+def test_one_expert_at_work_is_the_dense_model_and_the_routers(tmp_path, family, kind, form):
+    dense = tiny.save_model(tmp_path / "d", model_type=family, num_hidden_layers=2)
+    summary = compose(dict.fromkeys(PROMPTS, dense), PROMPTS, tmp_path / "out", kind=kind)
+    assert summary.form == form
+    with Checkpoint.open(dense) as one, Checkpoint.open(tmp_path / "out") as mixed:
+        assert summary.stored == mixed.parameters > one.parameters
+        # A shared expert, which Qwen2-MoE must have, is always at work.
+        words = ("router.", ".gate.weight", "shared_expert")
+        new = [t.numel for name, t in mixed.tensors.items() if any(w in name for w in words)]
+        assert summary.active == one.parameters + sum(new)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,14 @@ def test_a_file_is_enough_to_make_a_mixture(tmp_path, experts):
     assert [route.expert for route in routes] == RIGHT
 
 
+def test_a_line_of_prompts_ends_at_a_line_feed_alone(tmp_path):
+    texts = ["one\u2028still one", "two\x0cstill two", "three"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join(texts).encode())
+    entries = [{"model": name, "prompts": "texts.txt"} for name in "ab"]
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"experts": entries}))
+    assert load_mixture(tmp_path / "mixture.yaml").prompts == {"a": texts, "b": texts}
+
+
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     asked = {
         "experts": [

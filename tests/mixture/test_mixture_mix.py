@@ -190,6 +190,8 @@ def test_experts_that_nothing_tells_apart_show_in_the_condition(tmp_path, expert
     summary = mix(experts, same, tmp_path / "out")
     assert summary.condition == float("inf")
     assert summary.validation.accuracy < 0.7
+    (said,) = summary.confusions
+    assert said.startswith("the router cannot tell numbers, words, signs apart (condition ∞)")
     Bundle.load(tmp_path / "out")
 
 

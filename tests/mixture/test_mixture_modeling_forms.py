@@ -23,6 +23,7 @@ from layer_samples import (
 from transformers import DynamicCache
 
 import tiny
+from modelglue.errors import MixtureError
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.modeling_modelglue import (
     ModelglueMixtureConfig,
@@ -31,7 +32,7 @@ from modelglue.mixture.modeling_modelglue import (
 )
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
-from modelglue.mixture.surgery import write_layers
+from modelglue.mixture.surgery import check_layers, write_layers
 
 FFN = MixtureKind("ffn", "linear", "token", 2)
 FFN_SAMPLE = MixtureKind("ffn", "mlp", "sample", 1)
@@ -224,6 +225,30 @@ def test_our_own_generation_says_the_same(mixed, kind):
     assert answers[0] == expected
 
 
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.5, 1.1, 1.2],
+        "long_factor": [8.0, 3.0, 11.0, 6.0],
+    },
+}
+
+
+def test_where_positions_turn_in_mid_answer_the_prompt_alone_decides_again(tmp_path):
+    """The row is read anew beyond 32 tokens, and what was answered is no part of the prompt."""
+    paths = [save(tmp_path / str(seed), "phi3", seed=seed, **LONGROPE) for seed in range(4)]
+    model = HuggingFaceModel.load(mixture(tmp_path / "out", paths[0], paths[1:], BLOCK, seed=6))
+    for text in ("0123456789 is ten digits", "hello world", "The cat"):
+        ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+        told = model.module.generate(ids, max_length=40, do_sample=False, pad_token_id=0)
+        assert told.shape[1] > 33
+        expected = model.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True)
+        assert model.generate([text], max_new_tokens=40 - ids.shape[1]) == [expected]
+
+
 def test_likelihoods_are_routed_on_the_context(mixed, models):
     path, others = mixed("llama", BLOCK), [models("llama", seed) for seed in (1, 2, 3)]
     model = HuggingFaceModel.load(path)
@@ -243,6 +268,12 @@ def test_parameters_at_work_are_told(mixed):
     parts = [p.numel() for n, p in model.module.named_parameters() if ".experts." in n]
     idle = model.parameters_stored - model.parameters_active
     assert idle == pytest.approx(sum(parts) * 2 / 3, rel=1e-3)  # each tensor is rounded
+
+
+def test_layers_that_know_learned_positions_alone_are_refused_beside_others(tmp_path, models):
+    experts = {"a": models("opt", 1), "b": models("llama", 1)}
+    with pytest.raises(MixtureError, match=r"embeds more than tokens .*shared_layers: 0"):
+        check_layers(experts, models("llama", 0), kind=BLOCK)
 
 
 @pytest.fixture

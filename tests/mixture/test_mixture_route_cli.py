@@ -62,6 +62,27 @@ def test_a_bundle_is_made_routed_and_trained(run, asked, tmp_path, capsys):
     assert [one["expert"] for one in found] == [list(PROMPTS)[i] for i in RIGHT]
 
 
+def test_form_reason_and_condition_are_told_where_a_mixture_is_made(run, asked, tmp_path, capsys):
+    assert run("mix", asked / "mixture.yaml", tmp_path / "stock", "--kind", "F-L-T") == 0
+    told = capsys.readouterr()
+    assert "the stock class mixtral" in told.out
+    assert "not stock" not in told.out
+    assert "condition  2.0" in told.out
+    assert told.err == ""
+    content = yaml.safe_load((asked / "mixture.yaml").read_text())
+    for entry in content["experts"]:
+        same = entry["model"] in ("numbers", "words")
+        entry |= {"model": str(asked / entry["model"])}
+        entry |= {"prompts": PROMPTS["words"]} if same else {}
+    (tmp_path / "same.yaml").write_text(yaml.safe_dump(content))
+    assert run("mix", tmp_path / "same.yaml", tmp_path / "own", "--kind", "F-L-S") == 0
+    told = capsys.readouterr()
+    assert "a checkpoint with its own modelling file" in told.out
+    assert "F-L-S is another kind" in told.out
+    assert "∞ (1 is best)" in told.out
+    assert "warning: 4 of 4 routers cannot tell numbers, words apart (condition ∞)" in told.err
+
+
 def test_a_checkpoint_is_made_routed_and_trained(run, asked, tmp_path, capsys):
     made = (asked / "mixture.yaml", tmp_path / "model", "--kind", "B-L-S", "--json")
     assert run("mix", *made) == 0

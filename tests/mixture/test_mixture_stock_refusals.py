@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stock_samples import BY_NAME
 
+import tiny
 from modelglue.errors import MixtureError, OutputExists
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
@@ -131,6 +132,18 @@ def test_everything_that_does_not_fit_is_told_at_once_and_nothing_is_written(
         assert words in said
     assert "'good'" not in said
     assert os.listdir(tmp_path) == ["models"]
+
+
+def test_other_tokens_are_refused_with_what_takes_them(tmp_path: Path) -> None:
+    dense, other = LLAMA.save(tmp_path / "dense"), LLAMA.save(tmp_path / "other", vocab_size=300)
+    known = tiny.tokenizer()
+    known.add_tokens(["hello"])
+    known.save_pretrained(other)
+    with pytest.raises(MixtureError) as caught:
+        write_stock(tmp_path / "out", {"a": dense, "b": other}, dense, None, kind=TOP1)
+    assert "expert 'b': its tokens are not the dense model's" in str(caught.value)
+    assert "such as 'hello'); use M-L-S with shared_layers: 0, a bundle" in str(caught.value)
+    assert "expert 'a'" not in str(caught.value)
 
 
 def integers(folder: Path) -> Path:

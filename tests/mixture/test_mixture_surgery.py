@@ -1,6 +1,7 @@
 """What is written: bytes of the models that they are taken from, or nothing and every reason."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from layer_samples import (
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import MixtureError, OutputExists
+from modelglue.mixture.compose import compose
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.surgery import check_layers, write_layers
@@ -219,6 +221,50 @@ def test_layers_that_keep_other_states_route_no_samples(tmp_path, kind):
     mixed = load(mixture(tmp_path / "token", dense, [dense, dense], token))
     inputs = batch(PROMPTS)
     assert (logits(mixed, inputs) - logits(load(dense), inputs)).abs().max() < 1e-5
+
+
+SEES = {
+    "text_config": {**tiny.SIZES, **FAMILIES["gemma3_text"], "num_hidden_layers": LAYERS},
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [FFN, BLOCK, STACK, MixtureKind("ffn", input="token")], ids=lambda kind: kind.short
+)
+def test_of_a_model_that_sees_its_language_model_is_mixed(tmp_path, kind):
+    sees = [
+        tiny.save_model(tmp_path / str(seed), seed=seed, model_type="gemma3", **SEES)
+        for seed in (0, 1)
+    ]
+    inputs = batch(PROMPTS)
+    whole = load(mixture(tmp_path / "same", sees[0], [sees[0]] * 2, kind))
+    assert whole.config.text_config.model_type == "gemma3_text"
+    assert (logits(whole, inputs) - logits(load(sees[0]), inputs)).abs().max() < 1e-5
+    prompts = {"a": ["1 + 2", "3 - 1"], "b": ["the cat", "a dog"]}
+    experts = dict(zip("ab", sees))
+    compose(experts, prompts, tmp_path / "out", kind=replace(kind, top_k=1))
+    _, info = load_told(tmp_path / "out")
+    assert not info["missing_keys"] | info["unexpected_keys"]
+
+
+def test_a_model_without_a_language_model_of_its_own_is_refused(tmp_path, models):
+    path = save(tmp_path / "odd", "llama")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"text_config": {"model_type": "qwen2_5_vl_text"}}
+    (path / "config.json").write_text(json.dumps(config))
+    text = refused(tmp_path, models("llama"), {"a": path, "b": models("llama")}, BLOCK)
+    assert "transformers knows no language model of type 'qwen2_5_vl_text'" in text
+    assert "shared_layers: 0" in text
 
 
 def test_routers_that_do_not_fit_are_refused(tmp_path, models):

@@ -195,6 +195,40 @@ def test_an_interval_is_the_bootstraps():
     assert found.before.high - found.before.mean == pytest.approx(spread, rel=0.15)
 
 
+def test_pieces_of_a_document_are_drawn_together():
+    generator = np.random.default_rng(1)
+    documents = generator.integers(0, 40, 400)
+    before, counts = generator.random(400) * 30, generator.integers(1, 30, 400).astype(float)
+    names = [f"text {number}" for number in documents]
+    found = compare(before, before / 2, counts, documents=names, unit="nats")
+    known = list(dict.fromkeys(documents))
+    sums, units = (
+        np.array([of[documents == one].sum() for one in known]) for of in (before, counts)
+    )
+    whole = compare(sums, sums / 2, units, unit="nats")
+    for one, other in ((found.before, whole.before), (found.gain, whole.gain)):
+        assert one.mean == pytest.approx(other.mean)
+        assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+def test_a_long_documents_pieces_do_not_make_its_interval_narrower():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 3, generator=generator)
+    losses = torch.rand(60, 2, generator=generator).double()
+    texts = [f"text {i}" for i in range(60)]
+    once = LossTable(texts, features, losses)
+    pieces = [f"{text}, piece {n}" for text in texts for n in range(9)]
+    repeated = (tensor.repeat_interleave(9, dim=0) for tensor in (features, losses))
+    often = LossTable(pieces, *repeated, documents=[text for text in texts for _ in range(9)])
+    alone, parted_up = (
+        train_on_table(widened(LinearRouter(torch.zeros(2, 3), torch.zeros(2))), table)
+        for table in (once, often)
+    )
+    assert parted_up.report.samples == 9 * alone.report.samples
+    widths = [one.report.before.high - one.report.before.low for one in (alone, parted_up)]
+    assert widths[1] == pytest.approx(widths[0], rel=1e-6)
+
+
 def test_samples_are_read_from_lines(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\r\n")
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"prompt": "p", "completion": "c"}\n')

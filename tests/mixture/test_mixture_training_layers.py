@@ -18,6 +18,7 @@ from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture.compose import compose
 from modelglue.mixture.layer_features import LayerReader
 from modelglue.mixture.notation import MixtureKind
+from modelglue.mixture.router import condition
 from modelglue.mixture.stock_formats import FORMATS
 from modelglue.mixture.training_forced import forced_losses
 from modelglue.mixture.training_layers import LayerSettings, router_parameters, train_layers
@@ -110,12 +111,28 @@ def test_training_lowers_the_loss_and_changes_routers_alone(tmp_path, specialist
             assert (tmp_path / "out" / path.name).read_bytes() == content
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["modelglue"]["training"]["gain"]["mean"] > 0
+    linear = sorted(name for name in new if name.endswith((".router.weight", ".gate.weight")))
+    told = config["modelglue"]["conditions"]
+    assert len(told) == (1 if KINDS[name].level == "model" else 3 - KINDS[name].shared_layers)
+    if linear:
+        assert told == pytest.approx([condition(new[router]) for router in linear], rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "out"]
     # what was reported is what is read again
     again = HuggingFaceModel.load(tmp_path / "out")
     rows = list(rows_of(samples(), again.encoder, 32))
     first = HuggingFaceModel.load(given)
     assert losses(again.module, rows, 8).sum() < losses(first.module, rows, 8).sum()
+
+
+def test_rows_know_the_text_that_they_are_of(specialists):
+    encoder = HuggingFaceModel.load(specialists["words"]).encoder
+    given = [
+        Sample("a long text of words"),
+        Sample("x", "why"),
+        Sample("short"),
+        Sample("y", "why"),
+    ]
+    assert [row.document for row in rows_of(given, encoder, 12)] == [0, 0, 1, 2, 1]
 
 
 def test_the_gradient_reaches_every_router_at_top_1(tmp_path, specialists):

@@ -11,6 +11,7 @@ from modelglue.errors import InputError
 
 if TYPE_CHECKING:
     from modelglue.mixture.inspect_routes import TextRoute
+    from modelglue.mixture.mix import MixtureSummary
 
 Out = Annotated[Path, typer.Argument(help="The mixture to make.")]
 
@@ -42,7 +43,7 @@ def mix(
     if as_json:
         print_json(summary.to_json())
     else:
-        typer.echo(f"{out}: {mixture.kind.short} over {', '.join(summary.experts)}")
+        _show_mixture(summary)
 
 
 @app.command()
@@ -159,6 +160,22 @@ def _refuse_others(
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _show_mixture(made: "MixtureSummary") -> None:
+    from modelglue.mixture.conditions import shown
+
+    typer.echo(f"{made.path}: {made.kind.short} over {', '.join(made.experts)}")
+    if made.form == "bundle":
+        typer.echo("  form       a bundle of whole models")
+    elif made.not_stock is None:
+        typer.echo(f"  form       the stock class {made.form}")
+    else:
+        typer.echo("  form       a checkpoint with its own modelling file")
+        typer.echo(f"  not stock  {made.not_stock}")
+    typer.echo(f"  condition  {shown(made.conditions)}")
+    for confusion in made.confusions:
+        typer.echo(f"warning: {confusion}", err=True)
 
 
 def _show_route(found: "TextRoute") -> None:

@@ -97,10 +97,18 @@ class _CachedBatch:
     """Keys and values of what was read are kept."""
 
     def __init__(
-        self, module: Any, prompts: Sequence[Tokens], room: int, *, shared: int = 0
+        self,
+        module: Any,
+        prompts: Sequence[Tokens],
+        room: int,
+        *,
+        shared: int = 0,
+        routed: int | None = None,
     ) -> None:
         self._module = module
         self._shared = shared
+        # Of the tokens read at first those that a mixture's route is decided on; None for all.
+        self._routed = routed
         self._prefix = read_prefix(module, prompts[0][:shared]) if shared else None
         self._known = inspect.signature(module.forward).parameters
         device = module.device
@@ -143,7 +151,9 @@ class _CachedBatch:
             cache = self._cache.within(part, rows=rows, width=width, columns=longest)
         else:
             cache = self._cache
-        logits = self._forward(torch.tensor(ids, device=seen.device), positions, seen, cache)
+        logits = self._forward(
+            torch.tensor(ids, device=seen.device), positions, seen, cache, routed=self._routed
+        )
         if self._prefix is not None:
             self._cache.join(cache, part, rows=len(self._seen), width=width, shared=shared)
         return logits
@@ -161,9 +171,18 @@ class _CachedBatch:
         return slices
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, seen: Tensor, cache: KeyValueCache
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        seen: Tensor,
+        cache: KeyValueCache,
+        *,
+        routed: int | None = None,
     ) -> Tensor:
         inputs: dict[str, Any] = {"attention_mask": seen}
+        if routed is not None and "routing_mask" in self._known:
+            inputs["routing_mask"] = torch.ones_like(seen)
+            inputs["routing_mask"][:, routed:] = 0
         if "position_ids" in self._known:
             inputs["position_ids"] = positions
         if "logits_to_keep" in self._known:
@@ -176,11 +195,13 @@ class _CachedBatch:
 class _TurningRow:
     """One text at whose growth the model changes what positions mean.
 
-    What was read before then means nothing any more, and is read again, as transformers does.
+    What was read before then means nothing any more, and is read again, as transformers does; a
+    mixture decides its route again, and again on the prompt alone.
     """
 
     def __init__(self, module: Any, prompt: Tokens, room: int) -> None:
         self._module, self._row, self._most = module, prompt, len(prompt) + room
+        self._prompt = len(prompt)
         self._config = module.config.get_text_config()
         self._batch = self._read()
         self.logits = self._batch.logits
@@ -198,7 +219,8 @@ class _TurningRow:
         self.logits = self._batch.logits
 
     def _read(self) -> "_CachedBatch":
-        return _CachedBatch(self._module, [self._row], self._most - len(self._row))
+        room = self._most - len(self._row)
+        return _CachedBatch(self._module, [self._row], room, routed=self._prompt)
 
 
 class _RecomputedBatch:

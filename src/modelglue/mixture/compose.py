@@ -9,12 +9,15 @@ Whatever keeps the models from being mixed is found before a router is made or a
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import materialise, open_checkpoint
 from modelglue.errors import MixtureError
+from modelglue.mixture.conditions import confusions
 from modelglue.mixture.features import Feature
 from modelglue.mixture.folder import require_absent
 from modelglue.mixture.initialise import initialise, initialise_from_scores
@@ -24,9 +27,10 @@ from modelglue.mixture.router import LinearRouter, Router
 from modelglue.mixture.router_prompts import initialiser
 from modelglue.mixture.router_scores import ScoreTable
 from modelglue.mixture.stock import write_stock
-from modelglue.mixture.stock_plan import make_stock_plan
+from modelglue.mixture.stock_plan import StockPlan, make_stock_plan, routed_parameters
 from modelglue.mixture.stock_target import stock_target
 from modelglue.mixture.surgery import check_layers, write_layers
+from modelglue.mixture.surgery_plan import LayersPlan
 
 DENSE = "the dense model"
 """What the encoder is called where it is no expert."""
@@ -98,9 +102,10 @@ def compose(
                     folders[name] = materialise(checkpoint, Path(beside) / str(i))
         chosen = {name: folders[f"expert {name}"] for name in experts}
         base = folders.get(DENSE) or next(iter(chosen.values()))
-        in_stock = _fits_stock(chosen, base, kind)
-        if not in_stock:
-            check_layers(chosen, base, kind=kind)
+        stock = stock_form(chosen, base, kind)
+        in_stock = isinstance(stock, StockPlan)
+        plan: StockPlan | LayersPlan
+        plan = stock if isinstance(stock, StockPlan) else check_layers(chosen, base, kind=kind)
         given: dict[str, Any] = {"bias": not in_stock, "seed": seed, "device": device}
         routers: Sequence[Router]
         if scores is not None:
@@ -114,7 +119,13 @@ def compose(
             write_stock(out, chosen, base, linear, kind=kind, reasons=reasons)
         else:
             write_layers(out, chosen, base, routers, kind=kind, reasons=reasons)
-    return _summary(out, experts, dense, routers, kind, initialisation)
+    summary = _summary(out, experts, dense, routers, kind, initialisation)
+    return replace(
+        summary,
+        form=str(plan.config["model_type"]),
+        not_stock=stock if isinstance(stock, str) else None,
+        active=_at_work(summary, routed_parameters(plan.outputs)),
+    )
 
 
 def _check_initialisation(
@@ -138,24 +149,24 @@ def _check_initialisation(
         )
 
 
-def _fits_stock(experts: Mapping[str, Path], dense: Path, kind: MixtureKind) -> bool:
-    """Whether a stock class can hold the mixture.
+def stock_form(experts: Mapping[str, Path], dense: Path, kind: MixtureKind) -> StockPlan | str:
+    """The mixture in a stock class, with routers of zeros; or why none can hold it.
 
-    Where it can't, the other form may; and if that can't either, it says why.
+    Where none can, the other form may; and if that can't either, it says why. The checkpoints that
+    the plan names are closed.
     """
-    with Checkpoint.open(dense) as model:
+    with ExitStack() as opened:
+        model = opened.enter_context(Checkpoint.open(dense))
         target = stock_target(model.config, kind)
         if isinstance(target, str):
-            return False
-        opened = {name: Checkpoint.open(path) for name, path in experts.items()}
+            return target
+        chosen = {
+            name: opened.enter_context(Checkpoint.open(path)) for name, path in experts.items()
+        }
         try:
-            make_stock_plan(model, opened, None, target)
-        except MixtureError:
-            return False
-        finally:
-            for checkpoint in opened.values():
-                checkpoint.close()
-    return True
+            return make_stock_plan(model, chosen, None, target)
+        except MixtureError as error:
+            return str(error)
 
 
 def _summary(
@@ -168,6 +179,9 @@ def _summary(
 ) -> MixtureSummary:
     """Of several routers the worst condition, and the most shrinkage."""
     shrinkage = [router.shrinkage for router in routers if router.shrinkage is not None]
+    conditions = tuple(router.condition for router in routers)
+    with Checkpoint.open(out) as checkpoint:
+        stored = checkpoint.parameters
     return MixtureSummary(
         path=out,
         experts=tuple(experts),
@@ -175,7 +189,16 @@ def _summary(
         feature=Feature(layer=kind.shared_layers),
         initialisation=initialisation,
         shrinkage=max(shrinkage, default=None),
-        condition=max(router.condition for router in routers),
+        condition=max(conditions),
         validation=None,
         kind=kind,
+        conditions=conditions,
+        confusions=tuple(confusions(routers, list(experts))),
+        stored=stored,
     )
+
+
+def _at_work(summary: MixtureSummary, routed: int) -> int:
+    """Parameters at work at a time, where so many of those stored are experts'."""
+    assert summary.stored is not None
+    return summary.stored - routed + routed * summary.kind.top_k // len(summary.experts)

@@ -206,11 +206,12 @@ def _expert(
 def _texts(value: object, where: str, root: Path, problems: list[str]) -> list[str]:
     if isinstance(value, str):
         try:
-            lines = (root / value).read_text(encoding="utf-8").splitlines()
+            content = (root / value).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{where}: {value} cannot be read: {error}")
             return []
-        return [line for line in lines if line.strip()]
+        # Not splitlines(), which also ends a line at a form feed and at U+2028.
+        return [line for line in content.split("\n") if line.strip()]
     if isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value):
         return list(value)
     problems.append(f"{where}: must be a list of texts, or a file with one a line")

@@ -25,6 +25,7 @@ from modelglue.evaluate.huggingface import (
     embedding_rows,
     on_device,
 )
+from modelglue.mixture.modeling_modelglue import find_layers
 
 _BATCH = 32
 
@@ -185,10 +186,10 @@ def decoder_layers(model: nn.Module, count: int, path: Path) -> nn.ModuleList:
     Raises:
         MixtureError: no module of the model (from `path`) is such a stack.
     """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise MixtureError(
-        f"{path}: its {count} decoder layers can't be found; choose another expert as encoder, "
-        "or layer 0"
-    )
+    try:
+        return find_layers(model, count)[0]
+    except ValueError:
+        raise MixtureError(
+            f"{path}: its {count} decoder layers can't be found; choose another expert as encoder, "
+            "or layer 0"
+        ) from None

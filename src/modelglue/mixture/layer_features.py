@@ -6,7 +6,7 @@
     model           mean over a text's tokens of the state that enters the first layer not shared
 
 One model is instantiated, the dense one, and read with hooks; layers and their feed-forward modules
-are found by what they hold, not by the family's name. Where a family norms before the feed-forward
+are those that a mixture puts its experts in place of. Where a family norms before the feed-forward
 module the feature is what comes after that norm, and where it norms after it (OLMo 2) the state as
 it is: always what the module is given, which is what a router in its place is given too.
 
@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelglue.checkpoint.naming import place
 from modelglue.errors import MixtureError
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.huggingface import HuggingFaceModel, embedding_rows, on_device
 from modelglue.mixture.features import decoder_layers
+from modelglue.mixture.modeling_modelglue import feed_forward_names
 from modelglue.mixture.notation import MixtureKind
 
 MAX_TOKENS = 512
@@ -57,6 +57,7 @@ class LayerReader:
     def __init__(self, dense: Path, kind: MixtureKind, *, device: str = "cpu") -> None:
         loaded = HuggingFaceModel.load(dense)
         model = loaded.module.base_model
+        model = getattr(model, "language_model", model)  # beside which others read images, say
         config = model.config.get_text_config()
         layers = decoder_layers(model, config.num_hidden_layers, dense)
         if kind.shared_layers >= len(layers):
@@ -137,26 +138,18 @@ class LayerReader:
 
 
 def feed_forward(layer: nn.Module, where: object = "the model") -> nn.Module:
-    """The feed-forward module of a decoder layer: its child whose parameters are named so.
+    """The feed-forward module of a decoder layer, which a mixture puts its experts in place of.
 
     Raises:
-        MixtureError: there is none, or the layer itself holds its matrices.
+        MixtureError: there is none, or the layer itself holds its matrices, or there are several.
     """
-    found = [
-        child
-        for name, child in layer.named_children()
-        if any(
-            place(f"layers.0.{name}.{parameter}").role == "mlp"
-            for parameter, _ in child.named_parameters()
-        )
-        and not isinstance(child, nn.Linear)
-    ]
-    if len(found) != 1:
+    names = feed_forward_names(layer)
+    if len(names) != 1:
         raise MixtureError(
-            f"{where}: {len(found)} modules of {type(layer).__name__} look like its feed-forward "
+            f"{where}: {len(names)} modules of {type(layer).__name__} look like its feed-forward "
             "part, where one is needed; use level: block, or level: model"
         )
-    return found[0]
+    return layer.get_submodule(names[0])
 
 
 def _batches(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """From checkpoints and prompts to a mixture on disk, without training."""
 
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 from modelglue.checkpoint.source import materialise, open_checkpoint
 from modelglue.errors import MixtureError
 from modelglue.mixture.bundle import Expert, require_top_k, write_bundle
+from modelglue.mixture.conditions import as_json, confusions
 from modelglue.mixture.features import Encoder, Feature, open_encoder
 from modelglue.mixture.folder import require_absent
 from modelglue.mixture.notation import MixtureKind, impossible
@@ -42,11 +42,17 @@ class MixtureSummary:
         encoder: the expert whose `feature` the router sees.
         shrinkage: of the covariance (0 … 1), by Ledoit and Wolf's formula from the prompts alone;
             None where no covariance is used.
-        condition: of the router's weights; see `LinearRouter.condition`.
+        condition: of the router's weights, of several the worst; see `LinearRouter.condition`.
         validation: on the prompts themselves, each held out in turn; None where there is nothing
             to hold out.
         kind: level, router and how many experts answer together.
         items: the same on scored items, where the router was made of such.
+        form: what was written: "bundle", or the checkpoint's model type.
+        not_stock: why it is no stock class, where it is a checkpoint and none.
+        conditions: of each router, from the first mixed layer on.
+        confusions: which experts routers cannot tell apart, in words.
+        stored, active: parameters in the checkpoint, and those at work at a time (the mean, where
+            experts differ in size); None of a bundle, which says so itself.
     """
 
     path: Path
@@ -59,6 +65,12 @@ class MixtureSummary:
     validation: Validation | None
     kind: MixtureKind = field(default_factory=MixtureKind)
     items: ItemValidation | None = None
+    form: str = "bundle"
+    not_stock: str | None = None
+    conditions: tuple[float, ...] = ()
+    confusions: tuple[str, ...] = ()
+    stored: int | None = None
+    active: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -67,7 +79,11 @@ class MixtureSummary:
             "experts": list(self.experts),
             "encoder": self.encoder,
             "mixture": self.kind.to_mapping(),
+            "form": self.form,
+            "not_stock": self.not_stock,
             **_details(self),
+            "conditions": as_json(self.conditions),
+            "confusions": list(self.confusions),
         }
 
 
@@ -150,6 +166,8 @@ def mix(
             validation=best.validation,
             kind=kind,
             items=best.items,
+            conditions=(best.router.condition,),
+            confusions=tuple(confusions([best.router], list(experts))),
         )
         write_bundle(
             out,
@@ -284,8 +302,7 @@ def _details(summary: MixtureSummary) -> dict[str, Any]:
     return {
         "initialisation": summary.initialisation,
         "shrinkage": summary.shrinkage,
-        # JSON has no infinity.
-        "condition": summary.condition if math.isfinite(summary.condition) else None,
+        "condition": as_json([summary.condition])[0],
         "validation": None
         if summary.validation is None
         else {"accuracy": summary.validation.accuracy, **asdict(summary.validation)},

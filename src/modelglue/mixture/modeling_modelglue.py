@@ -40,9 +40,10 @@ from transformers.cache_utils import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # What families call the feed-forward module of a layer, the norm after it, and the final norm.
-_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "shared_mlp")
 _NORM_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm")
+_AFTER_NORM = ("project_out",)
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a call: by position, and by name."""
@@ -407,11 +408,13 @@ class MixedFeedForward(nn.Module):
         mixed: Tensor | None = None
         for expert, rows, places in choice.groups:
             some = None if rows is None or len(rows) == len(units) else rows
+            # The router may stand on another device than what it routes.
+            some = None if some is None else some.to(units.device)
             out: Tensor = self.experts[expert](units if some is None else units[some])
             out = out.to(units.device)
             if choice.weights is not None and not self._weighs_later:
                 weights = choice.weights if rows is None else choice.weights[rows, places]
-                out = out * weights.reshape(-1, 1, 1).to(out.dtype)
+                out = out * weights.reshape(-1, 1, 1).to(out)
             if some is None:
                 mixed = out if mixed is None else mixed + out
             else:
@@ -422,7 +425,7 @@ class MixedFeedForward(nn.Module):
 
     def _weigh(self, _norm: nn.Module, _args: Any, output: Tensor) -> Tensor:
         later, self._later = self._later, None
-        return output if later is None else output * later.to(output.dtype)
+        return output if later is None else output * later.to(output)
 
 
 class MixedLayer(nn.Module):
@@ -607,10 +610,9 @@ class Surroundings(nn.Module):
         super().__init__()
         count = base.config.num_hidden_layers
         _, layers = find_layers(base, count)
-        for name, child in list(base.named_children()):
-            if any(True for _ in child.parameters()):
-                setattr(base, name, nn.Identity())
-        setattr(base, layers, nn.ModuleList(_Notes() for _ in range(count)))
+        holder, name = holder_of(base, layers), layers.rpartition(".")[2]
+        setattr(holder, name, nn.ModuleList(_Notes() for _ in range(count)))
+        _emptied(base, holder, base.get_input_embeddings())
         self.base = base
 
     def arguments(self, routing: Routing, expert: int, states: Tensor) -> list[_Arguments]:
@@ -651,6 +653,20 @@ class Surroundings(nn.Module):
         return Cache(layers=layers)
 
 
+def _emptied(module: nn.Module, holder: nn.Module, tokens: nn.Module) -> None:
+    """Take out what has weights: around its layers a model computes without."""
+    for name, child in list(module.named_children()):
+        if any(part is holder for part in child.modules()):
+            _emptied(child, holder, tokens)
+        elif isinstance(child, nn.Embedding) and child is not tokens:
+            raise ValueError(
+                f"{type(module).__name__} embeds more than tokens (positions, say), which states "
+                "of another architecture do not hold"
+            )
+        elif any(True for _ in child.parameters()):
+            setattr(module, name, nn.Identity())
+
+
 _NOTED: ContextVar[list[_Arguments] | None] = ContextVar("modelglue_noted", default=None)
 
 
@@ -663,11 +679,32 @@ class _Notes(nn.Module):
 
 
 def find_layers(base: nn.Module, count: int) -> tuple[nn.ModuleList, str]:
-    """The decoder layers of a base model, and the attribute that holds them."""
-    for name, child in base.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == count:
-            return child, name
-    raise ValueError(f"{type(base).__name__}: its {count} decoder layers can't be found")
+    """The decoder layers of a base model, and the path of the list that holds them.
+
+    Some families keep them a level deeper (OPT's are its decoder's); the outermost list counts.
+    """
+    found = [
+        (path, module)
+        for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not found:
+        raise ValueError(f"{type(base).__name__}: its {count} decoder layers can't be found")
+    path, layers = min(found, key=lambda one: one[0].count("."))
+    return layers, path
+
+
+def holder_of(base: nn.Module, path: str) -> nn.Module:
+    """The module that has the one at `path` as its child."""
+    return base.get_submodule(path.rpartition(".")[0])
+
+
+def feed_forward_names(layer: nn.Module) -> list[str]:
+    """The children of a layer that are called as feed-forward modules are; it should be one.
+
+    Where there is none the layer holds its matrices itself (OPT's does).
+    """
+    return [name for name in _FEED_FORWARD if isinstance(getattr(layer, name, None), nn.Module)]
 
 
 def find_child(module: nn.Module, names: Sequence[str]) -> str | None:
@@ -688,6 +725,7 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
     config_class = ModelglueMixtureConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
+    _no_split_modules = ("MixedLayer",)  # its rows are parted and joined on one device
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -758,7 +796,7 @@ class ModelglueMixtureForCausalLM(PreTrainedModel, GenerationMixin):  # type: ig
         if routing.decided and (self.training or wants_logits):
             top_k = self.config.num_experts_per_tok
             losses = [load_balance(logits, top_k, real) for logits, real in routing.decided]
-            aux_loss = sum(losses[1:], losses[0]) / len(losses)
+            aux_loss = torch.stack([one.to(losses[0].device) for one in losses]).mean()
             if self.training and loss is not None and self.config.router_aux_loss_coef:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
         logits = tuple(logits for logits, _ in routing.decided) if wants_logits else None
@@ -865,7 +903,7 @@ def mix_experts(
     """
     kind, count, text = config.kind, config.num_local_experts, config.text_config
     base = dense.base_model
-    layers, _ = find_layers(base, text.num_hidden_layers)
+    layers, path = find_layers(base, text.num_hidden_layers)
     others = {}
     for expert, other in enumerate(config.expert_configs):
         if other is not None:
@@ -889,7 +927,10 @@ def mix_experts(
             experts = [_copied(expert) for expert in experts]
             layers[index] = MixedLayer(experts, router, index=index, own=surroundings)
     if kind["level"] == "model":
-        _mix_last(base, find_child(base, _FINAL_NORM), count)
+        holder = holder_of(base, path)
+        _mix_last(holder, find_child(holder, _FINAL_NORM), count)
+        if find_child(holder, _AFTER_NORM):
+            _mix_last(holder, _AFTER_NORM[0], count)
         if config.modelglue.get("own_head"):
             head = dense.get_output_embeddings()
             name = next((name for name, child in dense.named_children() if child is head), None)
@@ -900,9 +941,13 @@ def mix_experts(
 def _mix_feed_forward(
     layer: nn.Module, router: nn.Module | None, index: int, count: int, kind: Mapping[str, Any]
 ) -> None:
-    name, norm = find_child(layer, _FEED_FORWARD), find_child(layer, _NORM_AFTER)
-    if name is None or router is None:
-        raise ValueError(f"{type(layer).__name__} has no feed-forward module of a known name")
+    names, norm = feed_forward_names(layer), find_child(layer, _NORM_AFTER)
+    if len(names) != 1 or router is None:
+        raise ValueError(
+            f"{len(names)} modules of {type(layer).__name__} look like its feed-forward part, "
+            "where one is needed"
+        )
+    (name,) = names
     mixed = MixedFeedForward(
         [_copied(getattr(layer, name)) for _ in range(count)],
         router,

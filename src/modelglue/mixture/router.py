@@ -3,7 +3,8 @@
     linear   ⟨wₑ, x⟩ + bₑ
     mlp      ⟨vₑ, max(0, W x + b)⟩ + cₑ
 
-Whoever makes, trains, stores or asks a router needs `logits`, `tensors` and `condition` alone.
+Whoever makes, trains, stores or asks a router needs `logits`, `tensors`, `directions` and
+`condition` alone.
 """
 
 from collections.abc import Mapping
@@ -55,7 +56,12 @@ class LinearRouter:
         row is removed; that row adds the same to every logit and so decides nothing, which leaves
         experts − 1 directions.
         """
-        return condition(self.weight)
+        return condition(self.directions)
+
+    @property
+    def directions(self) -> Tensor:
+        """What `condition` is of, [experts, features]: along what an expert's logit grows."""
+        return self.weight
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by the names that an `nn.Linear` has."""
@@ -102,7 +108,12 @@ class MLPRouter:
     @property
     def condition(self) -> float:
         """That of the product of the two layers, which is the router with every unit open."""
-        return condition(self.weight2.double() @ self.weight1.double())
+        return condition(self.directions)
+
+    @property
+    def directions(self) -> Tensor:
+        """[experts, features]; see `condition`."""
+        return self.weight2.double() @ self.weight1.double()
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by the names that `nn.Sequential(Linear, ReLU, Linear)` has."""

@@ -75,6 +75,11 @@ class NearestRouter:
         """That of the linear router nearest to it."""
         return self.fitted().condition
 
+    @property
+    def directions(self) -> Tensor:
+        """Those of the linear router nearest to it."""
+        return self.fitted().directions
+
     def fitted(self) -> LinearRouter:
         """The linear router nearest to it over its own items, by regression.
 

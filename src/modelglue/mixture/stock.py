@@ -32,6 +32,7 @@ from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.errors import MixtureError
 from modelglue.merge.engine.crew import Crew, Job
 from modelglue.merge.engine.reading import Workspace
+from modelglue.mixture.conditions import as_json, shown
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.stock_plan import Output, Part, StockPlan, make_stock_plan
@@ -87,15 +88,19 @@ def write_stock(
             opened.enter_context(found)
         chosen = {name: models[Path(path)] for name, path in experts.items()}
         plan = make_stock_plan(model, chosen, routers, target)
+        config, conditions = dict(plan.config), [router.condition for router in routers or ()]
+        if conditions:
+            told = {"conditions": as_json(conditions)}
+            config["modelglue"] = {**config["modelglue"], **told}
         purpose = _purpose(plan, [model, *models.values()])
         with CheckpointWriter(out, plan.layout, purpose=purpose) as writer:
             todo = [output for output in plan.outputs if output.name not in writer.finished]
             crew = Crew(threads or min(4, len(os.sched_getaffinity(0))), Workspace)
             crew.run([job for output in todo for job in copy_jobs(output, writer)])
             return writer.commit(
-                config=plan.config,
+                config=config,
                 files_from=model,
-                card=_card(Path(out).name, plan, model, chosen, reasons or {}),
+                card=_card(Path(out).name, plan, model, chosen, reasons or {}, conditions),
             )
 
 
@@ -177,6 +182,7 @@ def _card(
     dense: Checkpoint,
     experts: Mapping[str, Checkpoint],
     reasons: Mapping[str, str],
+    conditions: Sequence[float],
 ) -> str:
     """A model card that says what came from where."""
     kind = plan.target.kind
@@ -187,6 +193,8 @@ def _card(
     ]
     if kind.shared_layers:
         notes.append(f"The bottom {kind.shared_layers} layers are the dense model's altogether.")
+    if conditions:
+        notes.append(f"Condition of the routers' weights: {shown(conditions)}.")
     listed = [
         f"- expert {i}, {label}: {reasons.get(label) or 'no reason was noted'}"
         for i, label in enumerate(experts)

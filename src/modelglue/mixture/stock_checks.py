@@ -8,11 +8,13 @@ import torch
 from modelglue.checkpoint.naming import is_buffer
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.settings import language_config
+from modelglue.checkpoint.tokenizer import same_vocabulary
 from modelglue.errors import MixtureError
 from modelglue.mixture.notation import impossible
 from modelglue.mixture.router import LinearRouter
 from modelglue.mixture.stock_formats import DOWN, EMBEDDING, FFN, HEAD, NORM
 from modelglue.mixture.stock_target import StockTarget
+from modelglue.mixture.surgery_checks import BUNDLE
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -36,7 +38,8 @@ def require_fitting(
     )
     if not problems:  # what experts are compared with
         for name, expert in experts.items():
-            problems += [f"expert {name!r}: {what}" for what in _misfits(expert, target)]
+            found = chain(_misfits(expert, target), _foreign_tokens(dense, expert))
+            problems += [f"expert {name!r}: {what}" for what in found]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise MixtureError(f"these models make no {target.model_type} mixture:{lines}")
@@ -88,6 +91,12 @@ def _misfits(expert: Checkpoint, target: StockTarget) -> Iterator[str]:
     yield from _matrix_problems(expert, target, target.mixed, "")
     if odd := sorted({expert.spec(name).dtype for name in needed} - set(_FLOATS)):
         yield f"its weights are {', '.join(odd)}, which cannot be cast to another dtype"
+
+
+def _foreign_tokens(dense: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    """What enters an expert is the dense model's reading of the dense model's tokens."""
+    if reason := same_vocabulary(dense, expert):
+        yield f"its tokens are not the dense model's ({reason}); {BUNDLE}"
 
 
 def _matrix_problems(

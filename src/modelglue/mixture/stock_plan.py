@@ -1,7 +1,8 @@
 """Which bytes of which model make up a stock mixture."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Output:
         name, dtype, shape: as it will be stored.
         parts: what it is made of.
         values: of that shape and dtype, where there are no parts.
+        routed: whether it is experts', of which `top_k` are at work at a time.
     """
 
     name: str
@@ -50,6 +52,12 @@ class Output:
     shape: tuple[int, ...]
     parts: tuple[Part, ...] = ()
     values: Tensor | None = None
+    routed: bool = False
+
+
+def routed_parameters(outputs: Iterable[Output]) -> int:
+    """How many of a mixture's parameters are experts'."""
+    return sum(math.prod(output.shape) for output in outputs if output.routed)
 
 
 @dataclass(frozen=True)
@@ -140,10 +148,12 @@ class _Builder:
     def _experts(self, prefix: str) -> Iterator[Output]:
         for name, matrices in self.target.format.experts.items():
             if "{}" not in name:
-                yield self._joined(prefix, name, matrices, self.experts, stacked=True)
+                whole = self._joined(prefix, name, matrices, self.experts, stacked=True)
+                yield replace(whole, routed=True)
                 continue
             for i, expert in enumerate(self.experts):
-                yield self._joined(prefix, name.format(i), matrices, [expert])
+                own = self._joined(prefix, name.format(i), matrices, [expert])
+                yield replace(own, routed=True)
 
     def _router(self, prefix: str, index: int) -> Output:
         dtype = self._part(self.dense, prefix, DOWN).dtype

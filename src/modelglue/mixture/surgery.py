@@ -17,10 +17,11 @@ from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.writer import CheckpointWriter
 from modelglue.merge.engine.crew import Crew
 from modelglue.merge.engine.reading import Workspace
+from modelglue.mixture.conditions import as_json, shown
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import Router
 from modelglue.mixture.stock import copy_jobs
-from modelglue.mixture.surgery_plan import MODULE, make_layers_plan
+from modelglue.mixture.surgery_plan import MODULE, LayersPlan, make_layers_plan
 
 _LEVELS = {
     "ffn": "The feed-forward part of each layer is a list of experts",
@@ -64,21 +65,28 @@ def write_layers(
         config = dict(plan.config)
         if reasons:
             config["modelglue"] = {**config["modelglue"], "reasons": dict(reasons)}
+        conditions = [router.condition for router in routers or ()]
+        if conditions:
+            told = {"conditions": as_json(conditions)}
+            config["modelglue"] = {**config["modelglue"], **told}
         with CheckpointWriter(out, plan.layout) as writer:
             crew = Crew(threads or min(4, len(os.sched_getaffinity(0))), Workspace)
             crew.run([job for output in plan.outputs for job in copy_jobs(output, writer)])
             return writer.commit(
                 config=config,
                 files_from=model,
-                card=_card(Path(out).name, model, chosen, kind, reasons or {}),
+                card=_card(Path(out).name, model, chosen, kind, reasons or {}, conditions),
                 extra={f"{MODULE}.py": modelling_file()},
             )
 
 
 def check_layers(
     experts: Mapping[str, str | Path], dense: str | Path, *, kind: MixtureKind
-) -> None:
+) -> LayersPlan:
     """Raise what `write_layers` would, but for routers; no weight is read.
+
+    Returns:
+        What it would write, with routers of zeros. The checkpoints that it names are closed.
 
     Raises:
         MixtureError: models do not fit; all that is wrong.
@@ -86,7 +94,7 @@ def check_layers(
     """
     with ExitStack() as opened:
         model, chosen = _opened(opened, experts, dense)
-        make_layers_plan(model, chosen, None, kind)
+        return make_layers_plan(model, chosen, None, kind)
 
 
 def modelling_file() -> str:
@@ -111,12 +119,14 @@ def _card(
     experts: Mapping[str, Checkpoint],
     kind: MixtureKind,
     reasons: Mapping[str, str],
+    conditions: Sequence[float],
 ) -> str:
     unit = "token" if kind.input == "token" else "prompt"
     notes = [
         f"{_LEVELS[kind.level]}: {kind.top_k} of {len(experts)} answer each {unit}. The bottom "
         f"{kind.shared_layers} layers, and all that is no expert's, are the dense model's.",
         "Load it with `trust_remote_code=True`; the code is in this folder.",
+        *([f"Condition of the routers' weights: {shown(conditions)}."] if conditions else []),
         "\n".join(
             f"- expert {i}, {label}: {reasons.get(label) or 'no reason was noted'}"
             for i, label in enumerate(experts)

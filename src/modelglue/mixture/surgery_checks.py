@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.settings import language_config
 from modelglue.checkpoint.tokenizer import same_vocabulary
 from modelglue.mixture.notation import MixtureKind, impossible
 
@@ -55,16 +56,23 @@ def mixing_problems(
 
 
 def settings(model: Checkpoint) -> dict[str, Any] | str:
-    """A configuration as transformers reads it, defaults filled in; or why it can't be mixed."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    """A language model's configuration as transformers reads it, defaults filled in.
 
-    config = model.config
+    Of a model that reads images too, say, that is the part that its text goes through.
+
+    Returns:
+        The settings, or why it can't be mixed.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = language_config(model.config)
     family = config.get("model_type")
-    if "auto_map" in config:
-        return f"it needs code of its own ({config['auto_map']}); {BUNDLE}"
-    if config.get("quantization_config"):
+    if "auto_map" in model.config:
+        return f"it needs code of its own ({model.config['auto_map']}); {BUNDLE}"
+    if config.get("quantization_config") or model.config.get("quantization_config"):
         return "its weights are quantised; give the model that they were made of"
-    if "text_config" in config or family not in CONFIG_MAPPING:
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return f"transformers knows no language model of type {family!r}; {BUNDLE}"
     try:
         found: dict[str, Any] = AutoConfig.for_model(**config).to_dict()

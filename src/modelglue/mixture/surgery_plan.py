@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modelglue.checkpoint.naming import head_and_embedding, is_buffer, split_layer
 from modelglue.checkpoint.reader import Checkpoint
+from modelglue.checkpoint.settings import language_config
 from modelglue.checkpoint.spec import torch_dtype
 from modelglue.errors import MixtureError
 from modelglue.mixture.modeling_modelglue import (
@@ -132,6 +133,7 @@ class _Planner:
             left = [
                 name
                 for name in expert.tensors
+                if _is_language(expert, name)
                 if (found := split_layer(name)) and found[1] >= shared
                 if name not in used and not is_buffer(name)
             ]
@@ -186,17 +188,27 @@ class _Planner:
         dtype = spec.dtype if own is None else self._dense.spec(own).dtype
         if not {dtype, spec.dtype} <= set(_FLOATS):
             dtype = spec.dtype
-        return Output(name, dtype, shape, (Part(model, stored, spec.dtype, 0, shape),))
+        part = Part(model, stored, spec.dtype, 0, shape)
+        return Output(name, dtype, shape, (part,), routed=expert is not None)
 
 
 def _stored(model: Checkpoint, wanted: str) -> str | None:
-    """What a model's file calls a tensor: some leave the base model's prefix out."""
-    for name in (wanted, wanted.partition(".")[2]):
+    """What a model's file calls a tensor: some leave the base model's prefix out.
+
+    Where a language model is one part of several, its names say so.
+    """
+    bare = wanted.partition(".")[2]
+    for name in (wanted, bare, f"language_model.{wanted}", f"model.language_model.{bare}"):
         if name in model.tensors:
             return name
     head, embedding = head_and_embedding(model.tensors)
     is_head = "head" in wanted.split(".")[0] or "embed_out" in wanted
     return embedding if is_head and head is None and model.tied else None
+
+
+def _is_language(model: Checkpoint, name: str) -> bool:
+    """Whether a tensor is the language model's, and not, say, that part's which reads images."""
+    return "text_config" not in model.config or "language_model." in name
 
 
 def _config(
@@ -210,7 +222,7 @@ def _config(
     own_head = kind.level == "model" and not all(
         _same_head(dense, expert) for expert in experts.values()
     )
-    text = dict(dense.config)
+    text = dict(language_config(dense.config))
     # A head that differs from the embedding counts, whatever the dense model's settings say.
     text["tie_word_embeddings"] = dense.tied and not own_head
     place = "feed-forward module" if kind.level == "ffn" else "layer"

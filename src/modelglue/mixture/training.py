@@ -138,6 +138,7 @@ def train_on_table(
         compare(
             routed(before, *report, top_k).numpy(),
             routed(result, *report, top_k).numpy(),
+            documents=[whole[i] for i in parts.report],
             unit=table.unit,
             seed=settings.seed,
         ),

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import reduce
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.mixture import modeling_modelglue as _registered  # noqa: F401
 from modelglue.mixture.folder import require_absent
+from modelglue.mixture.router import condition
 from modelglue.mixture.training_forced import fit_by_table, is_model_level
 from modelglue.mixture.training_report import BeforeAfter, compare
 from modelglue.mixture.training_rows import Row, losses, rows_of, takes_routing_mask
@@ -161,12 +163,19 @@ def train_layers(
     kept = bool(after[0].sum() < before[0].sum())
     counts = np.array([row.counted for row in report], dtype=np.float64)
     found = compare(
-        before[1], (after if kept else before)[1], counts, unit="nats a token", seed=settings.seed
+        before[1],
+        (after if kept else before)[1],
+        counts,
+        documents=[row.document for row in report],
+        unit="nats a token",
+        seed=settings.seed,
     )
+    result: Mapping[str, Tensor] = routers if kept else start
     write_with(
         model,
         out,
-        {names[name]: tensor for name, tensor in (routers if kept else start).items()},
+        {names[name]: tensor for name, tensor in result.items()},
+        conditions=_conditions(result),
         note={"kept": kept, "steps": settings.steps, **found.to_json()},
     )
     shutil.rmtree(work, ignore_errors=True)
@@ -180,6 +189,15 @@ def router_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         for name, parameter in module.named_parameters()
         if ".router." in name or name.endswith(".gate.weight")
     }
+
+
+def _conditions(routers: Mapping[str, Tensor]) -> list[float]:
+    """Of each router, from its parameters by name; an MLP's are those of both layers' product."""
+    weights: dict[str, list[Tensor]] = {}
+    for name, tensor in routers.items():
+        if name.endswith("weight"):
+            weights.setdefault(router_of(name), []).append(tensor.detach().double().cpu())
+    return [condition(reduce(lambda one, two: two @ one, own)) for own in weights.values()]
 
 
 def _rows(

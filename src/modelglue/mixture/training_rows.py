@@ -26,11 +26,14 @@ class Row:
         tokens: all of them.
         start: the first one that is predicted; 1 at least.
         routed: how many of the first tokens a sample's route is decided on.
+        document: the number of the text that its sample is routed on; a long one gives several
+            rows, and what is asked twice as well.
     """
 
     tokens: tuple[int, ...]
     start: int
     routed: int
+    document: int = 0
 
     @property
     def counted(self) -> int:
@@ -67,18 +70,20 @@ def rows_of(samples: Sequence[Sample], encoder: Encoder, length: int) -> Iterato
     A prompt that leaves no room loses its beginning.
     """
     length = min(length, encoder.max_length)
+    numbers: dict[str, int] = {}
     for sample in samples:
+        number = numbers.setdefault(sample.routed_on, len(numbers))
         (tokens,) = encoder.encode([sample.prompt + sample.text])
         if not sample.prompt:
             for begin in range(0, len(tokens), length):
                 piece = tokens[begin : begin + length]
                 if len(piece) > 1:
-                    yield Row(piece, 1, len(piece))
+                    yield Row(piece, 1, len(piece), number)
             continue
         start = len(encoder.encode([sample.prompt])[0])
         cut = max(0, len(tokens) - length)
         if cut < start < len(tokens):
-            yield Row(tokens[cut:], start - cut, start - cut)
+            yield Row(tokens[cut:], start - cut, start - cut, number)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """A checkpoint copied with a few tensors replaced, whole or not at all."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,25 @@ from modelglue.checkpoint.reader import Checkpoint, tensor_bytes
 from modelglue.checkpoint.spec import torch_dtype
 from modelglue.errors import MixtureError
 from modelglue.journal import read_json, write_json
+from modelglue.mixture.conditions import as_json
 from modelglue.mixture.folder import copy_files, model_files, whole_folder
 from modelglue.mixture.stock_formats import FORMATS
 
 
 def write_with(
-    source: Path, out: Path, tensors: Mapping[str, Tensor], *, note: Mapping[str, Any]
+    source: Path,
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    conditions: Sequence[float],
+    note: Mapping[str, Any],
 ) -> None:
     """Copy a model folder byte for byte, but for the bytes of these tensors.
 
     Args:
         tensors: by their names in the file; of the same shapes, cast to the types there.
-        note: what `config.json` is to tell of it, as "training" in "modelglue".
+        conditions: of the routers that these are, for "modelglue" in `config.json`.
+        note: what that is to tell of it, as "training".
 
     Raises:
         OutputExists: `out` is taken.
@@ -43,7 +50,8 @@ def write_with(
                 file.seek(spec.offset)
                 file.write(data)
         config = read_json(folder / "config.json")
-        config["modelglue"] = {**config.get("modelglue", {}), "training": dict(note)}
+        told = {"conditions": as_json(conditions), "training": dict(note)}
+        config["modelglue"] = {**config.get("modelglue", {}), **told}
         write_json(folder / "config.json", config)
 
 

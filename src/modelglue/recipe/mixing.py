@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelglue.checkpoint.reader import Checkpoint
 from modelglue.evaluate.scores import Scores
 from modelglue.mixture.compose import compose
-from modelglue.mixture.mix import MixtureSummary
+from modelglue.mixture.conditions import as_json
 from modelglue.mixture.notation import MixtureKind
 from modelglue.recipe.choose import Team, given_prompts, prompts_of
 from modelglue.recipe.fitting import is_bundle
@@ -81,25 +80,23 @@ def write_mixture(
             "leads": {name: list(tasks) for name, tasks in leads.items()},
             "encoder": summary.encoder,
             "initialisation": summary.initialisation,
-            "condition": summary.condition,
+            "form": summary.form,
+            "not_stock": summary.not_stock,
+            "conditions": as_json(summary.conditions),
+            "confusions": list(summary.confusions),
             "validation": summary.validation and summary.validation.accuracy,
             "table": table and list(table.scores.shape),
             "items": summary.items and asdict(summary.items),
-            **_size(summary, kind),
+            "stored": summary.stored,
+            "active": summary.active,
         }
 
-    return session.run.stage(stage, work)
-
-
-def _size(summary: MixtureSummary, kind: MixtureKind) -> dict[str, int]:
-    """Parameters stored, and those at work at a time: of a checkpoint; a bundle says so itself."""
-    if is_bundle(kind):
-        return {}
-    count = len(summary.experts)
-    with Checkpoint.open(summary.path) as checkpoint:
-        stored = checkpoint.parameters
-        mixed = sum(spec.numel for name, spec in checkpoint.tensors.items() if "expert" in name)
-    return {"stored": stored, "active": stored - mixed + mixed * kind.top_k // count}
+    made = session.run.stage(stage, work)
+    if kind.short == "F-L-T" and made.get("not_stock"):
+        session.note(f"{stage}: written with its own modelling file. {made['not_stock']}")
+    for confusion in made.get("confusions", ()):
+        session.note(f"{stage}: {confusion}.")
+    return made
 
 
 def prompts_for(session: Session, members: Iterable[str], leads: Iterable[str]) -> list[str]:
