@@ -36,6 +36,7 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -635,6 +636,11 @@ class Surroundings(nn.Module):
         """An empty cache layer for this architecture; like the given one if that is special."""
         if type(like) in (DynamicLayer, DynamicSlidingWindowLayer):
             return DynamicCache(config=self.base.config).layers[index]
+        if isinstance(like, StaticSlidingWindowLayer):
+            raise ValueError(
+                "a static cache keeps what the dense model's sliding window holds, and an expert "
+                "of another architecture may look further back; leave cache_implementation out"
+            )
         return copy.deepcopy(like)
 
     def _like(self, routing: Routing) -> Any:
