@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.evaluate.devices import dispatched
 from modelglue.merge.config.schema import parse_config
 from modelglue.merge.engine.places import Places, places_of
-from modelglue.merge.engine.resident import Resident
+from modelglue.merge.engine.reading import TensorReader, Workspace
+from modelglue.merge.engine.resident import Resident, _Work
 from modelglue.merge.engine.stream import execute
 from modelglue.merge.plan.merge_plan import MergePlan, plan_of
 
@@ -110,8 +112,9 @@ def test_each_device_holds_half_of_what_two_modules_leave_there(
     assert places_of(targets, memory=7).room == {"cpu": 7, "meta": 7}
 
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
+    "dare_linear": {"density": 0.5},
     "dare_ties": {"density": 0.5},
     "ties": {"density": 0.5, "trim": "global"},
 }
@@ -146,6 +149,36 @@ def test_each_device_holds_what_its_own_memory_allows(
     first = next(iter(checkpoints.values()))
     assert made._held.array(first, "lm_head.weight") is not None
     assert made._held.array(first, "model.embed_tokens.weight") is None
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["held", "streamed"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_linear"])
+def test_no_tensor_of_one_device_meets_one_of_another(
+    method: str,
+    memory: int,
+    checkpoints: dict[str, Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pretended GPUs, on which nothing is computed, but which don't mix either."""
+    monkeypatch.setattr(_Work, "refuse_nonfinite", lambda work, tensors: None)  # it needs numbers
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sizes = AutoConfig.for_model("llama", **tiny.SIZES)
+        module = AutoModelForCausalLM.from_config(sizes, dtype=torch.bfloat16).to("cuda:0")
+        for name in UPPER:
+            module.get_submodule(name).to("cuda:1")
+        made = Resident(everything(checkpoints), module, memory=memory)
+        made.load(merged(checkpoints, method, **METHODS.get(method, {})))
+        held = [
+            made._held.array(each, name) for each in checkpoints.values() for name in made.state
+        ]
+        stand = [tensor.device for _ in checkpoints for tensor in made.state.values()]
+        assert len(set(stand)) == 2
+        assert held == [None] * len(held) or [one.device for one in held] == stand
+        # What measures the whole model has all of it on the first device.
+        plan = merged(checkpoints, "ties", density=0.5, trim="global")
+        tensor = next(tensor for tensor in plan.tensors if tensor.name == "lm_head.weight")
+        chunk = TensorReader(plan, tensor, Workspace("cuda:0"), held=made._held).read(0, 64)
+        assert str(chunk.models.device) == str(chunk.base.device) == "cuda:0"
 
 
 def test_a_dispatched_module_is_merged_into_as_one_in_one_piece(

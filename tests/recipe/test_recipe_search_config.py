@@ -155,6 +155,8 @@ def test_no_search_tries_more_than_was_told(
         result = search(one.strategy, replace(problem, options=one.options, results=results))
         results[one.name] = result
     assert len(asked) <= trials_at_most(models, config.strategies)
+    if len(strategies) == 1:
+        assert result.trials == len(asked)
 
 
 def test_a_warm_start_beyond_the_trials_is_made_to_its_end() -> None:
