@@ -1,7 +1,7 @@
 """A model spread over several devices says what it says on one.
 
-There are no GPUs here: hooks are tried with every part on the CPU, and that nothing of one device
-meets anything of another is tried with pretended GPUs, on which nothing is computed.
+There are no GPUs here: accelerate's hooks are tried with every part on the CPU, and that nothing of
+one device meets anything of another on devices that are pretended.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-import tiny
 from modelglue.errors import EvaluationError, InputError
 from modelglue.evaluate import devices
 from modelglue.evaluate.devices import device_map, devices_of, dispatched, input_device, spread
 from modelglue.evaluate.huggingface import HuggingFaceModel
-from modelglue.evaluate.kvcache import KeyValueCache
-from modelglue.evaluate.likelihood import LikelihoodScorer
-from modelglue.evaluate.tree import Rows, lay_out
+from pretended import Pretended, stand
 
 CONTEXTS = ["the sky is", "a" * 30 + " b", ""]
 CONTINUATIONS = [[" blue", " grey and blue"], [" c", " cc d"], ["x", "yz"]]
 TEXTS = ["one two three four", "x" * 600]
+QUESTIONS = [f"{'Is snow white? yes ' * 9}Is {what} white?" for what in ("milk", "tar", "a raven")]
 LAYERS = [f"model.layers.{layer}" for layer in range(4)]
 PARTS = ["model.embed_tokens", "model.rotary_emb", *LAYERS, "model.norm", "lm_head"]
 
@@ -32,6 +29,17 @@ PARTS = ["model.embed_tokens", "model.rotary_emb", *LAYERS, "model.norm", "lm_he
 @pytest.fixture(scope="module")
 def path(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("spread") / "llama", initializer_range=0.2)
+
+
+def said(model: HuggingFaceModel) -> list[Any]:
+    return [
+        model.loglikelihoods(CONTEXTS, CONTINUATIONS),
+        model.loglikelihoods(QUESTIONS, [[" yes", " not at all"]] * len(QUESTIONS)),
+        model.text_likelihoods(TEXTS),
+        # Some stop at once, and the others are moved together.
+        model.generate([*CONTEXTS[:2], *QUESTIONS], max_new_tokens=8, stop=["g", "n"]),
+        model.generate(CONTEXTS[:2], max_new_tokens=6, temperature=1.0, seed=3),
+    ]
 
 
 def over(first: Any, second: Any) -> dict[str, Any]:
@@ -74,15 +82,6 @@ def test_a_dispatched_model_scores_and_writes_as_it_does_in_one_piece(path: Path
     parted = HuggingFaceModel(dispatched(whole, over("cpu", "cpu")), plain.tokenizer)
     assert hasattr(whole.model.layers[2], "_hf_hook")
 
-    def said(model: HuggingFaceModel) -> list[Any]:
-        return [
-            model.loglikelihoods(CONTEXTS, CONTINUATIONS),
-            model.text_likelihoods(TEXTS),
-            model.generate(CONTEXTS[:2], max_new_tokens=6),
-            model.generate(CONTEXTS[:2], max_new_tokens=6, temperature=1.0, seed=3),
-            model.rows_at_once(64),
-        ]
-
     assert said(parted) == said(plain)
 
 
@@ -103,56 +102,18 @@ def test_inputs_go_where_the_input_embedding_stands() -> None:
     assert devices_of(Module()) == ("cpu", "meta")
 
 
-@pytest.fixture
-def pretended() -> Any:
-    """A model whose upper half stands on a second GPU, both of them pretended."""
-    config = AutoModelForCausalLM.from_config
-    with FakeTensorMode():
-        from transformers import AutoConfig
-
-        module = config(AutoConfig.for_model("llama", **tiny.SIZES)).eval()
-        for name, device in over("cuda:0", "cuda:1").items():
-            part = module.get_submodule(name).to(device)
-            part.register_forward_pre_hook(brought_to(device), with_kwargs=True)
-        yield module
-
-
-def brought_to(device: str) -> Any:
-    """What a hook of accelerate's does, but for bringing the output back."""
-
-    def there(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(there, value))
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
-    def hook(_: Any, given: Any, named: dict[str, Any]) -> Any:
-        return there(given), {key: there(value) for key, value in named.items()}
-
-    return hook
-
-
-def test_logits_of_another_device_than_the_inputs_are_taken_there(pretended: Any) -> None:
-    rows = Rows([[lay_out([_continued(9, 4)])], [lay_out([_continued(6, 2)])]], "cuda:0")
-    scorer = LikelihoodScorer(pretended)
-    logits = scorer._logits({"input_ids": rows.ids, "use_cache": False}, rows.places)
-    assert str(logits.device) == "cuda:1"
-    assert logits.shape[0] == len(rows.places)
-    pretended.get_output_embeddings = lambda: None  # a model that does not tell its head
-    logits = scorer._logits({"input_ids": rows.ids, "use_cache": False}, rows.places)
-    assert str(logits.device) == "cuda:1"
-
-
-def test_a_cache_keeps_each_layers_part_where_the_layer_stands(pretended: Any) -> None:
-    cache = KeyValueCache(pretended.config, 8)
-    ids = torch.ones(3, 4, dtype=torch.long, device="cuda:0")
-    pretended(ids, past_key_values=cache.inner, use_cache=True)
-    cache.select(torch.tensor([0, 2], device="cuda:1"))
-    stand = [str(layer.keys.device) for layer in cache.inner.layers]
-    assert stand == ["cuda:0"] * 2 + ["cuda:1"] * 2
-    assert {len(layer.keys) for layer in cache.inner.layers} == {2}
-
-
-def _continued(length: int, start: int) -> Any:
-    from modelglue.evaluate.encoding import Continued
-
-    return Continued(tuple(range(3, 3 + length)), start)
+@pytest.mark.parametrize("tells_its_head", [True, False])
+def test_a_model_on_two_devices_says_what_it_says_on_one(path: Path, tells_its_head: bool) -> None:
+    """On devices that are pretended, where tensors of two never meet."""
+    module = AutoModelForCausalLM.from_pretrained(path)
+    for name, device in over("cpu:0", "cpu:1").items():
+        stand(module.get_submodule(name), device)
+    if not tells_its_head:  # then it is not known before the end which logits are asked for
+        module.get_output_embeddings = lambda: None
+    plain = HuggingFaceModel.load(path)
+    parted = HuggingFaceModel(module, plain.tokenizer)
+    with Pretended():
+        found = said(parted)
+        ids = torch.tensor([plain.encoder.encode(CONTEXTS[:1])[0]], device="cpu:0")
+        assert str(module(ids).logits.device) == "cpu:1"
+    assert found == said(plain)

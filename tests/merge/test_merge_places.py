@@ -1,7 +1,6 @@
 """A module on several devices: which tensor is merged and held where, and with what bits.
 
-The devices are two names of the CPU, which torch tells apart no more than we need; that nothing of
-one meets anything of another is tried with pretended GPUs.
+There are no GPUs here: devices are names of the CPU, or pretended.
 """
 
 from pathlib import Path
@@ -10,18 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import tiny
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.evaluate.devices import dispatched
 from modelglue.merge.config.schema import parse_config
 from modelglue.merge.engine.places import Places, places_of
-from modelglue.merge.engine.reading import TensorReader, Workspace
-from modelglue.merge.engine.resident import Resident, _Work
+from modelglue.merge.engine.resident import Resident
 from modelglue.merge.engine.stream import execute
 from modelglue.merge.plan.merge_plan import MergePlan, plan_of
+from pretended import Pretended, place, stand
 
 SECOND = "cpu:0"
 UPPER = ("model.layers.2", "model.layers.3", "model.norm", "lm_head")
@@ -114,7 +112,6 @@ def test_each_device_holds_half_of_what_two_modules_leave_there(
 
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
-    "dare_linear": {"density": 0.5},
     "dare_ties": {"density": 0.5},
     "ties": {"density": 0.5, "trim": "global"},
 }
@@ -151,33 +148,35 @@ def test_each_device_holds_what_its_own_memory_allows(
     assert made._held.array(first, "model.embed_tokens.weight") is None
 
 
-@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["held", "streamed"])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_linear"])
-def test_no_tensor_of_one_device_meets_one_of_another(
-    method: str,
-    memory: int,
-    checkpoints: dict[str, Checkpoint],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("memory", [None, 0], ids=["held", "streamed"])
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+def test_a_module_on_two_devices_is_merged_to_the_bits_that_are_written(
+    tied: bool, memory: int | None, tmp_path: Path
 ) -> None:
-    """Pretended GPUs, on which nothing is computed, but which don't mix either."""
-    monkeypatch.setattr(_Work, "refuse_nonfinite", lambda work, tensors: None)  # it needs numbers
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        sizes = AutoConfig.for_model("llama", **tiny.SIZES)
-        module = AutoModelForCausalLM.from_config(sizes, dtype=torch.bfloat16).to("cuda:0")
-        for name in UPPER:
-            module.get_submodule(name).to("cuda:1")
-        made = Resident(everything(checkpoints), module, memory=memory)
-        made.load(merged(checkpoints, method, **METHODS.get(method, {})))
-        assert {str(tensor.device) for tensor in made.state.values()} == {"cuda:0", "cuda:1"}
-        for each in checkpoints.values():
-            held = {name: made._held.array(each, name) for name in made.state}
-            stand = {name: tensor.device for name, tensor in held.items() if tensor is not None}
-            assert stand == ({n: t.device for n, t in made.state.items()} if memory else {})
-        # What measures the whole model has all of it on the first device.
-        plan = merged(checkpoints, "ties", density=0.5, trim="global")
-        tensor = next(tensor for tensor in plan.tensors if tensor.name == "lm_head.weight")
-        chunk = TensorReader(plan, tensor, Workspace("cuda:0"), held=made._held).read(0, 64)
-        assert str(chunk.models.device) == str(chunk.base.device) == "cuda:0"
+    """On devices that are pretended, where tensors of two never meet."""
+    base = tiny.save_model(tmp_path / "base", dtype=torch.bfloat16, tie_word_embeddings=tied)
+    models = [tiny.save_variant(base, tmp_path / f"ft{i}", seed=i, scale=0.01) for i in (1, 2)]
+    checkpoints = {str(path): Checkpoint.open(path) for path in (base, *models)}
+    module = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    stand(module, "cpu:0")
+    for name in UPPER[:3]:
+        stand(module.get_submodule(name), "cpu:1")
+    for number, (method, parameters) in enumerate(METHODS.items()):
+        plan = merged(checkpoints, method, **parameters)
+        with Pretended():
+            if not number:
+                made = Resident(everything(checkpoints), module, memory=memory)
+            made.load(plan)
+            assert made._places.others["model.norm.weight"] == "cpu:1"
+        out = execute(plan, tmp_path / method, device="cpu").path
+        stored, state = load_file(out / "model.safetensors"), module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
+    assert (made.nbytes == 0) == (memory == 0)
+    with Pretended():
+        for name, parameter in module.named_parameters():
+            held = made._held.array(checkpoints[str(base)], name)
+            assert (held is None) == (memory == 0)
+            assert held is None or place(held) == place(parameter)
 
 
 def test_a_dispatched_module_is_merged_into_as_one_in_one_piece(
