@@ -119,9 +119,9 @@ def test_batch_and_padding_do_not_change_a_feature(dense, kind):
 @pytest.mark.parametrize("level", ["block", "ffn"])
 def test_long_prompts_are_read_as_the_mixture_reads_them(tmp_path, make_model, dense, level):
     """Whole; of what its context cannot hold the end, as its own runner reads that."""
-    long = make_model(tmp_path / "dense", seed=5, max_position_embeddings=1400)
+    long = make_model(tmp_path / "dense", seed=5, max_position_embeddings=700)
     kind = MixtureKind(level, input="sample")
-    texts = ["Q: 12 9 " * 100 + "a tail of words", "0123456789" * 200 + "window sill " * 60, "x"]
+    texts = ["Q: 12 9 " * 70 + "a tail of words", "0123456789" * 40 + "window sill " * 40, "x"]
     prompts = {name: own + texts for name, own in PROMPTS.items()}
     routers = initialise(long, kind, prompts)
     path = write_layers(tmp_path / "out", dict.fromkeys(PROMPTS, long), long, routers, kind=kind)

@@ -36,7 +36,7 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    StaticSlidingWindowLayer,
+    StaticLayer,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -517,6 +517,11 @@ class MixedLayer(nn.Module):
             slot = slot.empty  # after `reset`
         if slot.get_seq_length() > 0:
             raise ValueError(_FILLED)
+        if self._own.value and isinstance(slot, StaticLayer):
+            raise ValueError(
+                "a static cache is laid out for the dense model, and experts of other architecture "
+                "would see what is not theirs; leave cache_implementation out"
+            )
         parts = {}
         for expert, *_ in choice.groups:
             own = self._own.value.get(expert)
@@ -636,11 +641,6 @@ class Surroundings(nn.Module):
         """An empty cache layer for this architecture; like the given one if that is special."""
         if type(like) in (DynamicLayer, DynamicSlidingWindowLayer):
             return DynamicCache(config=self.base.config).layers[index]
-        if isinstance(like, StaticSlidingWindowLayer):
-            raise ValueError(
-                "a static cache keeps what the dense model's sliding window holds, and an expert "
-                "of another architecture may look further back; leave cache_implementation out"
-            )
         return copy.deepcopy(like)
 
     def _like(self, routing: Routing) -> Any:
