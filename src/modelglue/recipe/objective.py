@@ -253,7 +253,7 @@ class Family:
         """
         single = self._alone(coefficients)
         resident = (self._live if single is not None else self._merged(coefficients)).resident
-        cosines = []
+        cosines: list[torch.Tensor] = []
         for tensor, standing in resident.state.items():
             if standing.dim() < 2 or place(tensor).role not in ("attention", "mlp"):
                 continue

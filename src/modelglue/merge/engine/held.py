@@ -52,7 +52,7 @@ class Held:
         self._standing = places or Places(device)
         self.device = self._standing.first
         self.nbytes = 0
-        self._room: dict[str | None, int] = {**self._standing.room}
+        self._room = dict(self._standing.room)
         if not self._room:
             self._room[self.device] = memory_of(self.device) // 2 if memory is None else memory
         self._places: dict[tuple[int, str], tuple[Array, int]] = {}

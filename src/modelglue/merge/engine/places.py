@@ -33,7 +33,7 @@ class Places:
 
     first: str | None
     others: Mapping[str, str] = field(default_factory=dict)
-    room: Mapping[str, int] = field(default_factory=dict)
+    room: Mapping[str | None, int] = field(default_factory=dict)
 
     def of(self, name: str) -> str | None:
         """Where a tensor of that name is held, and merged if nothing speaks against it."""
@@ -63,7 +63,7 @@ def places_of(targets: Mapping[str, Tensor], *, memory: int | None = None) -> Pl
     taken = dict.fromkeys(others.values(), 0)
     for tensor in targets.values():  # a tied head counts twice, which leaves a little more
         taken[str(tensor.device)] += tensor.numel() * tensor.itemsize
-    room = {
+    room: dict[str | None, int] = {
         device: max(0, (memory_of(device) - 2 * used) // 2) if memory is None else memory
         for device, used in taken.items()
     }
