@@ -8,10 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelglue.errors import MixtureError, UnknownName
 from modelglue.mixture.initialise import initialise, initialise_from_scores
+from modelglue.mixture.inspect_routes import inspect_routes
 from modelglue.mixture.layer_features import LayerReader, feed_forward, layer_features
 from modelglue.mixture.notation import MixtureKind
 from modelglue.mixture.router import LinearRouter, MLPRouter
 from modelglue.mixture.router_scores import ScoreTable
+from modelglue.mixture.surgery import write_layers
 
 FAMILIES = {
     "llama": {},
@@ -112,6 +114,22 @@ def test_batch_and_padding_do_not_change_a_feature(dense, kind):
     for index, features in enumerate(together):
         expected = torch.cat([one[index] for one in alone])
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["block", "ffn"])
+def test_long_prompts_are_read_as_the_mixture_reads_them(tmp_path, make_model, dense, level):
+    """Whole; of what its context cannot hold the end, as its own runner reads that."""
+    long = make_model(tmp_path / "dense", seed=5, max_position_embeddings=700)
+    kind = MixtureKind(level, input="sample")
+    texts = ["Q: 12 9 " * 70 + "a tail of words", "0123456789" * 40 + "window sill " * 40, "x"]
+    prompts = {name: own + texts for name, own in PROMPTS.items()}
+    routers = initialise(long, kind, prompts)
+    path = write_layers(tmp_path / "out", dict.fromkeys(PROMPTS, long), long, routers, kind=kind)
+    features = LayerReader(long, kind).features(texts)
+    for row, route in enumerate(inspect_routes(path, texts)):
+        for layer, router, seen in zip(route.layers, routers, features, strict=True):
+            expected = router.logits(seen[row : row + 1])[0].softmax(dim=0)
+            assert list(layer.probability.values()) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_shared_layers_have_no_router(dense):

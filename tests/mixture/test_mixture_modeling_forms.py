@@ -335,6 +335,13 @@ def test_our_own_runner_reads_several_architectures(unlike):
     assert [a.total for a in found] == pytest.approx([b.total for b in alone], abs=1e-4)
 
 
+def test_a_static_cache_is_refused_beside_other_architectures_whoever_answers(unlike):
+    model = unlike()
+    for prompt in PROMPTS[:2]:
+        with pytest.raises(ValueError, match="what is not theirs; leave cache_implementation out"):
+            written(model, batch([prompt]), cache_implementation="static")
+
+
 def test_a_mixture_of_architectures_is_saved_and_loaded(tmp_path, unlike):
     model = unlike()
     model.save_pretrained(tmp_path / "again")

@@ -1,10 +1,12 @@
 """What is found wrong when a run's inputs are opened."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modelglue.errors import ConfigError
 from modelglue.evaluate.sandbox import Program, batch
@@ -46,6 +48,24 @@ def test_what_one_task_searches_on_and_another_reports_is_refused(
     second |= {"search": sums("c", range(30, 40)), "report": sums("d", range(10, 19))}
     with open_inputs(recipe(tmp_path, llamas, first, second)) as inputs:
         assert len(inputs.tasks) == 2
+
+
+def test_what_several_gpus_for_a_model_need_is_told_before_any_work(
+    llamas: list[Path], tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"name": "story", "kind": "text"} | {
+        split: write_jsonl(f"{split}.jsonl", [{"id": split, "text": split, "reference": " x"}])
+        for split in ("search", "report")
+    }
+    config = recipe(tmp_path, llamas, task)
+    search = replace(config.search, executor="ray", gpus_per_worker=2)
+    config = replace(config, device="cuda", search=search)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"search\.gpus_per_worker: .* this process sees 1"):
+        open_inputs(config).__enter__()
+    monkeypatch.setattr("modelglue.evaluate.devices.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"search\.gpus_per_worker: .* accelerate, which is not"):
+        open_inputs(config).__enter__()
 
 
 def test_a_worker_runs_programs_on_its_share_of_the_cores(

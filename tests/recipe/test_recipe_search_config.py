@@ -1,7 +1,12 @@
 """The `search` section: short and long forms, defaults, and every problem at once."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from modelglue.evaluate.scores import Scores, TaskScores
 from modelglue.recipe.estimate import trials_at_most
 from modelglue.recipe.search_config import (
     DEFAULT,
@@ -11,7 +16,9 @@ from modelglue.recipe.search_config import (
     parse_search,
     with_executor,
 )
-from modelglue.search.problem import STRATEGIES, options_of
+from modelglue.search.problem import STRATEGIES, Problem, options_of, search
+from modelglue.search.result import SearchResult
+from modelglue.search.trials import in_memory
 
 
 def parsed(value: object) -> SearchConfig:
@@ -110,6 +117,55 @@ def test_no_evolution_starts_from_itself() -> None:
     parsed({"strategies": ["evolution", again]})
 
 
+NAMES = "abcdefgh"
+
+
+@pytest.mark.parametrize("trials", [1, 12, 60])
+@pytest.mark.parametrize("models", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    "strategies",
+    [
+        [{}],
+        [{"warm_start": "heuristic_average"}],
+        [{"warm_start": "heuristic_coefficient"}],
+        ["heuristic_coefficient", {"warm_start": "heuristic_coefficient"}],
+        ["greedy_soup", {"warm_start": "heuristic_coefficient"}, {"name": "again"}],
+    ],
+    ids=["cold", "average", "coefficient", "one before", "three"],
+)
+def test_no_search_tries_more_than_was_told(
+    strategies: list[Any], models: int, trials: int
+) -> None:
+    """Of an objective that any model helps, so that no turn is spared."""
+    section = [
+        one if isinstance(one, str) else {"strategy": "evolution", "trials": trials, **one}
+        for one in strategies
+    ]
+    config = parsed({"strategies": section})
+    goal = {name: (1 + place) / 36 for place, name in enumerate(NAMES)}
+
+    def score(candidate: Mapping[str, float]) -> Scores:
+        loss = sum((candidate.get(name, 0.0) - share) ** 2 for name, share in goal.items())
+        return Scores((TaskScores("task", ("item",), (-loss,)),))
+
+    asked = in_memory(score)
+    results: dict[str, SearchResult] = {}
+    for one in config.strategies:
+        problem = Problem(tuple(NAMES[:models]), asked, lambda candidate, name: 0.0)
+        result = search(one.strategy, replace(problem, options=one.options, results=results))
+        results[one.name] = result
+    assert len(asked) <= trials_at_most(models, config.strategies)
+    if len(strategies) == 1:
+        assert result.trials == len(asked)
+
+
+def test_a_warm_start_beyond_the_trials_is_made_to_its_end() -> None:
+    config = parsed({"strategy": "evolution", "trials": 10, "warm_start": "heuristic_coefficient"})
+    assert trials_at_most(5, config.strategies) == 5 + 9 * 4
+    config = parsed({"strategy": "evolution", "trials": 100, "warm_start": "heuristic_coefficient"})
+    assert trials_at_most(5, config.strategies) == 5 + 100  # those of the start are among them
+
+
 def test_what_is_left_empty_keeps_its_default() -> None:
     config = parsed({"strategy": "evolution", "trials": None, "warm_start": None, "level": None})
     assert config == parsed({"strategy": "evolution"})
@@ -147,11 +203,18 @@ def test_what_the_executor_would_pass_over_is_one_problem(
     assert f"has no use for it; set executor: {users}, or leave" in problem
 
 
-@pytest.mark.parametrize("gpus", [1.5, 2])
-def test_more_gpus_than_hold_a_model_are_refused_with_the_reason(gpus: float) -> None:
+@pytest.mark.parametrize("gpus", [1.5, float("inf")])
+def test_more_than_one_gpu_is_a_whole_number_of_them(gpus: float) -> None:
     (problem,) = problems_of({"executor": "ray", "gpus_per_worker": gpus})
-    assert "search.gpus_per_worker: must be a number of at least 0 and at most 1" in problem
-    assert "a worker's model stands on one GPU" in problem
+    assert "search.gpus_per_worker: must be a share of one GPU or a whole number of" in problem
+    (problem,) = problems_of({"executor": "ray", "gpus_per_worker": -1})
+    assert "search.gpus_per_worker: must be a number of at least 0, not -1" in problem
+
+
+def test_a_model_is_spread_over_the_gpus_of_its_worker() -> None:
+    shares = (0, 0.5, 1, 2, 4.0)
+    configs = [parsed({"executor": "ray", "gpus_per_worker": share}) for share in shares]
+    assert [config.gpus_per_model for config in configs] == [1, 1, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +224,9 @@ def test_more_gpus_than_hold_a_model_are_refused_with_the_reason(gpus: float) ->
         ({"executor": "ray", "gpus_per_worker": 0.5}, "cpu", "so GPUs would idle"),
         ({"executor": "ray", "gpus_per_worker": 0.5}, "cuda", None),
         ({"executor": "ray"}, "cuda:0", None),
+        ({"executor": "ray", "gpus_per_worker": 2}, "cpu", "so GPUs would idle"),
+        ({"executor": "ray", "gpus_per_worker": 2}, "cuda:0", "spread over 2 GPUs, and device: "),
+        ({"executor": "ray", "gpus_per_worker": 2}, "cuda", None),
         ({"workers": 2}, "cuda:1", None),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import station_samples
 import torch
 
+from modelglue.evaluate.devices import dispatched
 from modelglue.evaluate.scores import Scores
 from modelglue.recipe.config import RecipeConfig, parse_recipe
 from modelglue.recipe.division import Parts, divide
@@ -186,6 +187,7 @@ def test_workers_on_one_device_have_its_memory_in_equal_shares() -> None:
     # Of what Ray shows a worker.
     assert [at("cuda", 8, 1, share, sees_all=False) for share in (0, 1, 0.5, 0.3)] == [1, 1, 2, 3]
     assert at("cuda", 2, 1, 0.25, sees_all=False) == 2
+    assert at("cuda", 8, 2, 2, sees_all=False) == 1
 
 
 def test_a_share_of_the_memory_goes_to_weights_and_batches_alike(
@@ -196,6 +198,30 @@ def test_a_share_of_the_memory_goes_to_weights_and_batches_alike(
     family = families.of(MEMBERS)
     assert family._memory == 125
     assert family.model({"ft0": 0.5, "ft1": 0.5}).sharers == 4
+
+
+def test_a_model_spread_over_gpus_is_searched_as_in_one_piece(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the GPUs: a module that accelerate has put hooks on."""
+    serial = replace(session.config.search, executor="serial")
+    session.config = replace(session.config, search=serial)
+    expected = trials(session)
+    asked = []
+
+    def spread(module: Any, gpus: int) -> Any:
+        asked.append(gpus)
+        parts = ("model.embed_tokens", "model.rotary_emb", "model.layers", "model.norm", "lm_head")
+        return dispatched(module, dict.fromkeys(parts, "cpu"))
+
+    monkeypatch.setattr("modelglue.evaluate.huggingface.spread", spread)
+    session.config = replace(session.config, search=replace(serial, gpus_per_worker=2))
+    session._held = None
+    family = session.family(MEMBERS)
+    assert family._memory is None  # what each GPU holds is found out there
+    assert trials(session) == expected
+    assert family.similarity(CANDIDATES[1], "ft0") > 0.9
+    assert asked == [2, 2]  # a single model, and what is merged into
 
 
 def test_a_worker_keeps_to_its_threads(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from modelglue.evaluate.devices import input_device
 from modelglue.evaluate.encoding import Tokens
 from modelglue.evaluate.kvcache import KeyValueCache, bounds, read_prefix, turned
 from modelglue.evaluate.miniature import miniature
@@ -111,7 +112,7 @@ class _CachedBatch:
         self._routed = routed
         self._prefix = read_prefix(module, prompts[0][:shared]) if shared else None
         self._known = inspect.signature(module.forward).parameters
-        device = module.device
+        device = input_device(module)
         self._positions = torch.tensor([len(p) for p in prompts], device=device)
         width = len(prompts[-1])
         # 1 where a column of the cache holds a token of the row, 0 where it is padding.
@@ -188,7 +189,7 @@ class _CachedBatch:
         if "logits_to_keep" in self._known:
             inputs["logits_to_keep"] = 1
         output = self._module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
-        logits: Tensor = output.logits[:, -1].float()
+        logits: Tensor = output.logits[:, -1].to(ids.device).float()
         return logits
 
 
@@ -244,5 +245,5 @@ class _RecomputedBatch:
         width = max(map(len, self._rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in self._rows])
         last = torch.tensor([len(row) - 1 for row in self._rows])
-        logits: Tensor = self._module(ids.to(self._module.device), use_cache=False).logits
+        logits: Tensor = self._module(ids.to(input_device(self._module)), use_cache=False).logits
         return logits[torch.arange(len(last)), last].float()

@@ -17,10 +17,16 @@ _REMEMBERED = 1 << 25
 
 @dataclass(frozen=True)
 class Continued:
-    """A context and a continuation, encoded jointly; the latter begins at token `start`."""
+    """A context and a continuation, encoded jointly; the latter begins at token `start`.
+
+    Attributes:
+        opening: of a later window of a text, what its first window is a continuation of: a mixture
+            that decides once a sample decides on that for all windows alike. () for the context.
+    """
 
     tokens: Tokens
     start: int
+    opening: Tokens = ()
 
 
 class Encoder:
@@ -125,7 +131,11 @@ class Encoder:
         ends = [*range(room, len(tokens), room), len(tokens)] if tokens else []
         begins = [0, *ends]
         return tuple(
-            Continued(whole[max(0, end - room) : end + 1], begin - max(0, end - room) + 1)
+            Continued(
+                whole[max(0, end - room) : end + 1],
+                begin - max(0, end - room) + 1,
+                whole[:1] if begin else (),
+            )
             for begin, end in zip(begins, ends, strict=False)
         )
 

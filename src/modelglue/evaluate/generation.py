@@ -166,7 +166,7 @@ class _Decoder:
 
         def sample(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
             finite_best(logits)
-            return sampled(logits, draws[list(rows), step], self._sampling)
+            return sampled(logits, draws[list(rows), step].to(logits.device), self._sampling)
 
         return sample
 

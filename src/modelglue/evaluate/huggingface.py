@@ -19,6 +19,7 @@ from modelglue.errors import (
     EvaluationError,
     InputError,
 )
+from modelglue.evaluate.devices import devices_of, spread
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, generate
 from modelglue.evaluate.likelihood import LikelihoodScorer, likelihoods
@@ -56,6 +57,8 @@ class HuggingFaceModel:
         module: a causal language model.
         tokenizer: its tokenizer.
         device: where to run; by default where the module is.
+        gpus: over how many, the first in sight, to spread it where the device is a GPU: whole
+            layers on each. It has not been run on several yet.
         batch_size: rows at once; "auto" chooses by the length of the rows and the memory that the
             machine, or the container, has in all, so that a repeated run has the same batches
             whatever else runs.
@@ -63,7 +66,7 @@ class HuggingFaceModel:
             equal share of that memory.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or not so many GPUs.
     """
 
     def __init__(
@@ -72,11 +75,14 @@ class HuggingFaceModel:
         tokenizer: Any,
         *,
         device: str | torch.device | None = None,
+        gpus: int = 1,
         batch_size: BatchSize = "auto",
         sharers: int = 1,
     ) -> None:
-        self.module = (module if device is None else on_device(module, device)).eval()
+        placed = module if device is None else on_device(module, device, gpus=gpus)
+        self.module = placed.eval()
         self.tokenizer = tokenizer
+        self.gpus = gpus
         self.batch_size = batch_size
         self.sharers = sharers
         self.encoder = Encoder(
@@ -90,6 +96,7 @@ class HuggingFaceModel:
         path: str | Path,
         *,
         device: str | torch.device = "cpu",
+        gpus: int = 1,
         dtype: str | torch.dtype = "auto",
         batch_size: BatchSize = "auto",
         sharers: int = 1,
@@ -98,13 +105,13 @@ class HuggingFaceModel:
 
         Args:
             dtype: "auto" is the stored one.
-            sharers: see the class.
+            gpus, sharers: see the class.
 
         Raises:
             CheckpointNotFound: there is no such folder.
             CorruptCheckpoint: the file lacks tensors that the model needs.
             CheckpointError: transformers cannot load the model or its tokenizer.
-            InputError: there is no such device.
+            InputError: there is no such device, or not so many GPUs.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -128,7 +135,9 @@ class HuggingFaceModel:
         if missing := sorted(info["missing_keys"]):
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CorruptCheckpoint(f"{path}: lacks {', '.join(missing[:3])}{more}")
-        return cls(module, tokenizer, device=device, batch_size=batch_size, sharers=sharers)
+        return cls(
+            module, tokenizer, device=device, gpus=gpus, batch_size=batch_size, sharers=sharers
+        )
 
     @property
     def parameters_stored(self) -> int:
@@ -220,18 +229,21 @@ class HuggingFaceModel:
         row = length * config.num_hidden_layers * width * self.module.dtype.itemsize
         # Memory free at the moment would change the batches, and with them the last bits.
         weights = sum(p.numel() * p.itemsize for p in self.module.parameters())
-        room = (memory_of(str(self.module.device)) // self.sharers - weights) // 8
+        memory = sum(map(memory_of, devices_of(self.module)))
+        room = (memory // self.sharers - weights) // 8
         return int(max(1, min(_MOST_ROWS, room // row)))
 
 
-def on_device(module: Any, device: str | torch.device) -> Any:
-    """The module, moved to `device`.
+def on_device(module: Any, device: str | torch.device, *, gpus: int = 1) -> Any:
+    """The module, moved to `device`, or spread over so many GPUs.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or not so many GPUs.
         EvaluationError: its memory is too small.
     """
     with _memory():
+        if gpus > 1:
+            return spread(module, gpus)
         try:
             return module.to(device)
         except torch.OutOfMemoryError:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from modelglue.evaluate.devices import input_device
+
 # What models call the length of a window that counts columns, or whose parts see no other part.
 _WINDOWS = ("attention_chunk_size", "window_size", "attention_window_size")
 
@@ -110,7 +112,7 @@ def read_prefix(module: Any, tokens: Sequence[int], *, room: int = 0) -> Prefix:
     if not cache.can_join:
         raise ValueError("the model keeps something else than keys and values")
     inputs = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    ids = torch.tensor([list(tokens)], device=module.device)
+    ids = torch.tensor([list(tokens)], device=input_device(module))
     module(ids, past_key_values=cache.inner, use_cache=True, **inputs)
     return Prefix(cache, len(tokens))
 
@@ -184,11 +186,11 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def select(self, rows: Tensor) -> None:
         if not self.is_initialized:
             return
-        before = self.keys, self.values
+        before, own = (self.keys, self.values), rows.to(self.keys.device)
         self._make_room(*before, len(rows))
         for old, new in zip(before, (self.keys, self.values), strict=True):
             # Three times as fast as indexing, and columns without content are not copied.
-            torch.index_select(old[:, :, : self._length], 0, rows, out=new[:, :, : self._length])
+            torch.index_select(old[:, :, : self._length], 0, own, out=new[:, :, : self._length])
 
     def _make_room(self, keys: Tensor, values: Tensor, rows: int) -> None:
         if self._lent is not None:

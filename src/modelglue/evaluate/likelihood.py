@@ -13,14 +13,15 @@ miniature of it: some items are computed both ways, and the tree is used only if
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from modelglue.errors import EvaluationError, NonFiniteOutput
+from modelglue.evaluate.devices import input_device
 from modelglue.evaluate.encoding import Continued, Tokens
 from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turned, turns, window
 from modelglue.evaluate.miniature import TOKENS, miniature
@@ -38,6 +39,7 @@ _MOST_LOGITS = 1 << 27
 _REMEMBERED = 1 << 25
 
 BatchSize = int | Literal["auto"]
+Key = TypeVar("Key", bound=Hashable)
 Layout = Literal["tree", "prefix"]
 
 
@@ -101,9 +103,10 @@ class LikelihoodScorer:
 
     def _score(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
         found: list[list[Found]] = [[] for _ in items]
-        # The longest first, and none beside those that would be turned in another way by it.
+        # The longest first, and none beside those that would be turned in another way by it, or
+        # are routed in another.
         order = sorted(range(len(items)), key=lambda i: -items[i].length)
-        for turn, group in _grouped(order, lambda i: turned(self._config, items[i].depth)):
+        for (turn, _), group in _grouped(order, lambda i: self._way(items[i])):
             # A beginning is read alone, and would be turned as a short text; items of one row
             # would share a route.
             alone = any(turn) or self._routes_samples
@@ -120,6 +123,11 @@ class LikelihoodScorer:
                 for i, numbers in zip(chosen, scored, strict=True):
                     found[i] = numbers
         return found
+
+    def _way(self, item: Item) -> tuple[tuple[bool, ...], Tokens]:
+        """What items of one batch have in common."""
+        opening = item.opening if self._routes_samples else ()
+        return turned(self._config, item.depth), opening
 
     def _score_family(
         self, items: Sequence[Item], shared: int, batch_size: BatchSize
@@ -163,11 +171,11 @@ class LikelihoodScorer:
         return [[next(flat) for _ in item.continuations] for item in items]
 
     def _forward_plain(self, items: Sequence[Item]) -> list[list[Found]]:
-        rows = Rows([[item] for item in items], self._module.device)
+        rows = Rows([[item] for item in items], input_device(self._module))
         return self._forward(rows, plain=True)
 
     def _forward_tree(self, items: Sequence[Item]) -> list[list[Found]]:
-        return self._forward(Rows([[item] for item in items], self._module.device))
+        return self._forward(Rows([[item] for item in items], input_device(self._module)))
 
     def _forward_behind(self, rows: Sequence[Sequence[Item]], shared: int) -> list[list[Found]]:
         """Rows of items behind the `shared` tokens that all of them begin with."""
@@ -175,7 +183,9 @@ class LikelihoodScorer:
         prefix = read_prefix(self._module, rows[0][0].trunk[:shared], room=room)
         found = []
         for row in rows:
-            found += self._forward(Rows([row], self._module.device, skipped=shared), prefix=prefix)
+            found += self._forward(
+                Rows([row], input_device(self._module), skipped=shared), prefix=prefix
+            )
         return found
 
     def _forward(
@@ -187,18 +197,29 @@ class LikelihoodScorer:
         if prefix is not None:
             inputs["past_key_values"] = prefix.cache()
         if self._routes_samples:
-            inputs["routing_mask"] = rows.contexts
+            inputs |= self._routes(rows)
         if not len(rows.places):
             return rows.split([], [])
         logs = self._logits(inputs, rows.places).float().log_softmax(dim=-1)
         best = logs.amax(dim=-1)
         if not bool(best.isfinite().all()):
             raise NonFiniteOutput("the model's logits are not finite (NaN or infinity)")
-        numbers = logs.gather(1, rows.targets[:, None])[:, 0]
+        targets = rows.targets.to(logs.device)  # of a model on several devices, the head's
+        numbers = logs.gather(1, targets[:, None])[:, 0]
         greedy = numbers == best
         # Of equals the first is the most likely one; few places come into question.
-        greedy[greedy.clone()] = logs[greedy].argmax(dim=-1) == rows.targets[greedy]
+        greedy[greedy.clone()] = logs[greedy].argmax(dim=-1) == targets[greedy]
         return rows.split(numbers.double().tolist(), greedy.tolist())
+
+    def _routes(self, rows: Rows) -> dict[str, Any]:
+        """What a mixture that decides once a sample is to decide on, or has decided already."""
+        opening = rows.items[0].opening
+        if not opening:
+            return {"routing_mask": rows.contexts}
+        ids = torch.tensor([opening] * len(rows.ids), device=rows.ids.device)
+        cache = self._module(ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache.crop(-len(opening))  # its routes stay
+        return {"past_key_values": cache, "use_cache": True}
 
     def _logits(self, inputs: dict[str, Any], places: Tensor) -> Tensor:
         """The logits [n, vocabulary] at those places of the flattened batch."""
@@ -210,7 +231,7 @@ class LikelihoodScorer:
                 f"{type(self._module).__name__} gives logits of {len(logits)} places where "
                 f"{expected} were asked for; it cannot be scored"
             )
-        return logits if picked else logits[places]
+        return logits if picked else logits[places.to(logits.device)]
 
     def _mask(self, rows: Rows) -> Tensor | dict[str, Tensor]:
         """The tree mask; by kind of layer where they differ."""
@@ -236,7 +257,7 @@ class LikelihoodScorer:
 
     @property
     def _is_on_cpu(self) -> bool:
-        return bool(self._module.device.type == "cpu")
+        return bool(input_device(self._module).type == "cpu")
 
 
 @contextmanager
@@ -252,7 +273,8 @@ def _only_at(head: torch.nn.Module | None, places: Tensor) -> Iterator[list[Tens
     picked: list[Tensor] = []
 
     def pick(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        picked.append(arguments[0].flatten(0, 1)[places][None])
+        states = arguments[0].flatten(0, 1)
+        picked.append(states[places.to(states.device)][None])
         return (picked[-1], *arguments[1:])
 
     handle = None if head is None else head.register_forward_pre_hook(pick)
@@ -263,11 +285,9 @@ def _only_at(head: torch.nn.Module | None, places: Tensor) -> Iterator[list[Tens
             handle.remove()
 
 
-def _grouped(
-    order: Sequence[int], key: Callable[[int], tuple[bool, ...]]
-) -> list[tuple[tuple[bool, ...], list[int]]]:
+def _grouped(order: Sequence[int], key: Callable[[int], Key]) -> list[tuple[Key, list[int]]]:
     """The numbers by their key, each group in their order."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
+    groups: dict[Key, list[int]] = {}
     for i in order:
         groups.setdefault(key(i), []).append(i)
     return list(groups.items())

@@ -60,6 +60,11 @@ class Item:
         return sum(map(bool, self.branches)) < 2
 
     @property
+    def opening(self) -> Tokens:
+        """See `Continued`."""
+        return self.continuations[0].opening
+
+    @property
     def head(self) -> Tokens:
         """The tokens before the first logits wanted, as far as continuations share them."""
         return self.trunk[: min(self.starts)]

@@ -151,10 +151,14 @@ class Bundle:
         path: str | Path,
         *,
         device: str = "cpu",
+        gpus: int = 1,
         dtype: str = "auto",
         batch_size: BatchSize = "auto",
     ) -> "Bundle":
         """Open the bundle in the folder `path`; no expert is loaded yet.
+
+        Args:
+            gpus: over how many to spread each expert; see `HuggingFaceModel`.
 
         Raises:
             MixtureError: `mixture.json` or the router is damaged, an expert is missing or lies
@@ -175,7 +179,9 @@ class Bundle:
         )
 
         def load_expert(place: Path) -> HuggingFaceModel:
-            return HuggingFaceModel.load(place, device=device, dtype=dtype, batch_size=batch_size)
+            return HuggingFaceModel.load(
+                place, device=device, gpus=gpus, dtype=dtype, batch_size=batch_size
+            )
 
         return cls(folder, manifest, router, encoder, load_expert)
 

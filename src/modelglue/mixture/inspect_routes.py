@@ -84,11 +84,14 @@ class TextRoute:
         return {"text": self.text, "expert": self.expert, **asdict(self)}
 
 
-def inspect_routes(model: Path, texts: Sequence[str], *, device: str = "cpu") -> list[TextRoute]:
+def inspect_routes(
+    model: Path, texts: Sequence[str], *, device: str = "cpu", gpus: int = 1
+) -> list[TextRoute]:
     """Where a mixture sends each text.
 
     Args:
         model: the folder of a bundle or of a checkpoint with routers.
+        gpus: over how many to spread the latter; see `HuggingFaceModel`.
 
     Raises:
         MixtureError: the model is no mixture, or damaged.
@@ -96,7 +99,7 @@ def inspect_routes(model: Path, texts: Sequence[str], *, device: str = "cpu") ->
     """
     if (model / FILE).is_file():
         return _in_bundle(Bundle.load(model, device=device), texts)
-    return _in_checkpoint(model, texts, device)
+    return _in_checkpoint(model, texts, device, gpus)
 
 
 def _in_bundle(bundle: Bundle, texts: Sequence[str]) -> list[TextRoute]:
@@ -151,10 +154,10 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
 
 
-def _in_checkpoint(model: Path, texts: Sequence[str], device: str) -> list[TextRoute]:
+def _in_checkpoint(model: Path, texts: Sequence[str], device: str, gpus: int) -> list[TextRoute]:
     from modelglue.mixture import modeling_modelglue as _registered  # noqa: F401
 
-    loaded = HuggingFaceModel.load(model, device=device)
+    loaded = HuggingFaceModel.load(model, device=device, gpus=gpus)
     config = loaded.module.config
     top_k = int(getattr(config, "num_experts_per_tok", 0) or 0)
     if not top_k:

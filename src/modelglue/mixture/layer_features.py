@@ -10,7 +10,8 @@ are those that a mixture puts its experts in place of. Where a family norms befo
 module the feature is what comes after that norm, and where it norms after it (OLMo 2) the state as
 it is: always what the module is given, which is what a router in its place is given too.
 
-Texts are encoded as the model reads them, special tokens included. Padding never counts.
+Texts are encoded as the model reads them, special tokens included, and read whole, as a mixture
+reads them; of what is longer than its context the end counts, as there. Padding never counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from modelglue.errors import MixtureError
-from modelglue.evaluate.encoding import Encoder
-from modelglue.evaluate.huggingface import HuggingFaceModel, embedding_rows, on_device
+from modelglue.evaluate.huggingface import HuggingFaceModel, on_device
 from modelglue.mixture.features import decoder_layers
 from modelglue.mixture.modeling_modelglue import feed_forward_names
 from modelglue.mixture.notation import MixtureKind
 
-MAX_TOKENS = 512
-"""Tokens of a text that count, from its start."""
 MOST_STATES = 1 << 27
 """Numbers kept of all texts, about; beyond it tokens are left out, evenly (512 MB of fp32)."""
 _BATCH_TOKENS = 4096
@@ -69,9 +67,9 @@ class LayerReader:
         if kind.level == "model":
             mixed = mixed[:1]
         seen = [feed_forward(layer, dense) for layer in mixed] if kind.level == "ffn" else mixed
-        length = min(MAX_TOKENS, getattr(config, "max_position_embeddings", None) or MAX_TOKENS)
-        self._encoder = Encoder(loaded.tokenizer, length, rows=embedding_rows(model))
-        self._length = length
+        self._encoder = loaded.encoder
+        # What can be answered at all leaves room for one token.
+        self._length = max(1, loaded.encoder.max_length - 1)
         self._by_token = kind.input == "token"
         self._model = on_device(model, device).eval()
         self._device = device
@@ -87,7 +85,7 @@ class LayerReader:
         An empty text gives zeros, or no token. Tokens come text after text; where their states are
         more than `most` numbers, every second, third, … token is kept.
         """
-        tokens = [row[: self._length] for row in self._encoder.encode(texts)]
+        tokens = [row[-self._length :] for row in self._encoder.encode(texts)]
         rows = [i for i in range(len(texts)) if tokens[i]]
         shape = (sum(map(len, tokens)) if self._by_token else len(texts), self.hidden_size)
         every = -(-shape[0] * shape[1] * self.layers // most) if self._by_token else 1

@@ -36,6 +36,7 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    StaticLayer,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -519,6 +520,11 @@ class MixedLayer(nn.Module):
             slot = slot.empty  # after `reset`
         if slot.get_seq_length() > 0:
             raise ValueError(_FILLED)
+        if self._own.value and isinstance(slot, StaticLayer):
+            raise ValueError(
+                "a static cache is laid out for the dense model, and experts of other architecture "
+                "would see what is not theirs; leave cache_implementation out"
+            )
         parts = {}
         for expert, *_ in choice.groups:
             own = self._own.value.get(expert)

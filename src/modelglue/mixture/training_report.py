@@ -1,4 +1,10 @@
-"""Was a trained router worth it: losses before and after on samples that nothing was chosen by."""
+"""Was a trained router worth it: losses before and after on samples that nothing was chosen by.
+
+A document without a prompt is routed on itself, all of its tokens, in training and here: where a
+router decides once a sample, the nats of such documents are those of a mixture that has seen the
+whole document. They compare routers with one another; they are no perplexity, for which a text is
+routed on what stands before it.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass

@@ -133,7 +133,10 @@ def count_routes(session: Session, stage: str) -> dict[str, Any]:
         counts = []
         for task in session.inputs.tasks:
             routes = inspect_routes(
-                mixture, prompts_of(task, "report"), device=session.config.device
+                mixture,
+                prompts_of(task, "report"),
+                device=session.config.device,
+                gpus=session.config.search.gpus_per_model,
             )
             chosen = [route.expert for route in routes]
             counts.append([chosen.count(name) for name in experts])

@@ -42,13 +42,26 @@ def trials_at_most(models: int, strategies: Sequence[StrategyConfig]) -> int:
     >>> trials_at_most(3, [StrategyConfig("heuristic_coefficient", "heuristic_coefficient")])
     21
     """
+    if models == 1:
+        return 1
+    known: set[str] = set()
+    total = models
+    for one in strategies:
+        own = _own_trials(one, models)
+        start = one.options.get("warm_start")
+        # One that did not run before runs then, to its end, even beyond what `trials` allows.
+        if start is not None and start not in known:
+            own = max(own, _own_trials(StrategyConfig(start, start), models))
+        known.add(one.name)
+        total += own
+    return total
 
-    def own(one: StrategyConfig) -> int:
-        if "trials" in one.options:
-            return int(one.options["trials"])
-        return TRIALS_A_MODEL.get(one.strategy, len(SHARES)) * (models - 1)
 
-    return models + sum(map(own, strategies)) if models > 1 else models
+def _own_trials(one: StrategyConfig, models: int) -> int:
+    """Of one strategy, the models alone left out where it tries all of what it could."""
+    if "trials" in one.options:
+        return int(one.options["trials"])
+    return TRIALS_A_MODEL.get(one.strategy, len(SHARES)) * (models - 1)
 
 
 def estimate(config: "RecipeConfig", inputs: "Inputs") -> list[StageEstimate]:

@@ -9,6 +9,7 @@ from modelglue.checkpoint.companions import companions
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.checkpoint.source import open_checkpoint
 from modelglue.errors import CheckpointError, ConfigError, RunConflict, TaskError
+from modelglue.evaluate.devices import spreading_problem
 from modelglue.evaluate.overlaps import overlaps_across
 from modelglue.evaluate.sandbox import Sandbox, probe
 from modelglue.evaluate.sandbox.remembering import Remembering
@@ -107,6 +108,10 @@ def open_inputs(config: RecipeConfig, *, share: int | None = None) -> Iterator[I
 def _device_problems(config: RecipeConfig) -> list[str]:
     import torch
 
+    problems = []
+    gpus = config.search.gpus_per_model
+    if gpus > 1 and (problem := spreading_problem(gpus)) is not None:
+        problems.append(f"search.gpus_per_worker: {problem}")
     try:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
@@ -116,8 +121,8 @@ def _device_problems(config: RecipeConfig) -> list[str]:
             "the models and scores the report's items itself"
         )
         more = everywhere if config.search.executor == "ray" else ""
-        return [f"device: {config.device!r} cannot be used: {reason}{more}"]
-    return []
+        problems.append(f"device: {config.device!r} cannot be used: {reason}{more}")
+    return problems
 
 
 def refuse_changed(standing: dict[str, str], now: dict[str, str], what: str) -> None:

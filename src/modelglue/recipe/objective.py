@@ -58,7 +58,7 @@ class Family:
         load: a folder → the model in it.
         formula: how they are merged.
         root: what paths in the formula are relative to.
-        memory: bytes of weights to hold beside the module; see `Resident`.
+        memory: bytes of weights to hold beside the module, on each of its devices; see `Resident`.
     """
 
     def __init__(
@@ -253,14 +253,15 @@ class Family:
         """
         single = self._alone(coefficients)
         resident = (self._live if single is not None else self._merged(coefficients)).resident
-        cosines = []
+        cosines: list[torch.Tensor] = []
         for tensor, standing in resident.state.items():
             if standing.dim() < 2 or place(tensor).role not in ("attention", "mlp"):
                 continue
             other = resident.tensor(self.models[name], tensor)
             one = standing if single is None else resident.tensor(self.models[single], tensor)
             if one is not None and other is not None and one.shape == other.shape:
-                cosines.append(_column_cosine(one, other))
+                cosine = _column_cosine(one, other)
+                cosines.append(cosine.to(cosines[0].device) if cosines else cosine)
         return float(torch.stack(cosines).double().mean())
 
 

@@ -62,8 +62,8 @@ class SearchConfig:
         seed: of everything that is drawn.
         executor: who evaluates: this process, `workers` processes, or a Ray cluster.
         workers: how many candidates are evaluated side by side.
-        gpus_per_worker: of a Ray worker; a fraction lets several share one. Not above 1, as a
-            model is held by one device.
+        gpus_per_worker: of a Ray worker; a fraction lets several share one. Above 1, a whole
+            number: each model is spread over so many, by this process as well.
         address: of the Ray cluster; by default the one that this machine is part of, or its own.
         storage: a database URL for Optuna, in place of the journal file in the run directory.
     """
@@ -78,6 +78,11 @@ class SearchConfig:
     gpus_per_worker: float = 0.0
     address: str | None = None
     storage: str | None = None
+
+    @property
+    def gpus_per_model(self) -> int:
+        """Over how many GPUs a model is spread."""
+        return max(1, int(self.gpus_per_worker))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,12 +104,10 @@ _SETTINGS: dict[str, Option] = {
     "seed": Option("integer", 0, "", low=0),
     "executor": Option("choice", "serial", "", choices=tuple(USES)),
     "workers": Option("integer", 1, "", low=1, high=4096),
-    "gpus_per_worker": Option("number", 0.0, "", low=0.0, high=1.0),
+    "gpus_per_worker": Option("number", 0.0, "", low=0.0),
     "address": Option("text", None, ""),
     "storage": Option("url", None, ""),
 }
-
-_WHY = {"gpus_per_worker": "; a worker's model stands on one GPU, and others would idle"}
 
 
 def parse_search(value: object, problems: list[str]) -> SearchConfig:
@@ -141,11 +144,13 @@ def parse_search(value: object, problems: list[str]) -> SearchConfig:
         strategies = _strategies(given, places, problems)
     settings = {name: value[name] for name in _SETTINGS if value.get(name) is not None}
     wrong = {name: _problem(_SETTINGS[name], setting) for name, setting in settings.items()}
-    problems += [
-        f"search.{name}: {problem}{_WHY.get(name, '')}"
-        for name, problem in wrong.items()
-        if problem
-    ]
+    problems += [f"search.{name}: {problem}" for name, problem in wrong.items() if problem]
+    gpus = settings.get("gpus_per_worker", 0.0)
+    if not wrong.get("gpus_per_worker") and gpus > 1 and gpus % 1:
+        problems.append(
+            "search.gpus_per_worker: must be a share of one GPU or a whole number of them, not "
+            f"{gpus!r}"
+        )
     if settings.get("workers", 1) != 1 and "executor" not in settings:
         settings["executor"] = "workers"
     problems += _useless(settings)
@@ -179,6 +184,11 @@ def device_problems(search: SearchConfig, device: str) -> list[str]:
     if search.gpus_per_worker and device == "cpu":
         return [
             "search.gpus_per_worker: models run on the cpu, so GPUs would idle; set device: cuda"
+        ]
+    if search.gpus_per_model > 1 and device != "cuda":
+        return [
+            f"search.gpus_per_worker: each model is spread over {search.gpus_per_model} GPUs, and "
+            f"device: {device!r} names one; set device: cuda"
         ]
     return []
 

@@ -68,6 +68,7 @@ class Session:
             mixture = load(
                 folder,
                 device=self.config.device,
+                gpus=self.config.search.gpus_per_model,
                 dtype=self.config.dtype,
                 batch_size=self.config.batch_size,
             )

@@ -30,6 +30,7 @@ def built_like(model: HuggingFaceModel, config: Mapping[str, Any]) -> HuggingFac
         module,
         model.tokenizer,
         device=model.module.device,
+        gpus=model.gpus,
         batch_size=model.batch_size,
         sharers=model.sharers,
     )

@@ -165,8 +165,15 @@ class Families:
             root=self.config.root,
             folder_of=self.folder_of,
             load=self.load,
-            memory=memory_of(self.config.device) // 2 // self.sharers,
+            memory=self._memory,
         )
+
+    @property
+    def _memory(self) -> int | None:
+        """Bytes of weights to hold beside a module; None where it says so, spread over GPUs."""
+        if self.config.search.gpus_per_model > 1:
+            return None
+        return memory_of(self.config.device) // 2 // self.sharers
 
     def folder_of(self, name: str) -> Path:
         """A model of the zoo as a plain folder; an adapter is merged into its base there, once."""
@@ -189,6 +196,7 @@ class Families:
         return HuggingFaceModel.load(
             folder,
             device=self.config.device,
+            gpus=self.config.search.gpus_per_model,
             dtype=self.config.dtype,
             batch_size=self.config.batch_size,
             sharers=self.sharers,

@@ -16,6 +16,7 @@ import numpy as np
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.machine import memory_of
 from modelglue.merge.arrays import Array
+from modelglue.merge.engine.places import Places
 
 STORED: dict[str, Any] = {
     "BF16": np.uint16,
@@ -34,6 +35,7 @@ class Held:
             of a name fit.
         memory: bytes; None for half of what the machine, or the device, has in all.
         device: a torch device, or None for numpy arrays.
+        places: says both, name by name, where a module stands on several devices.
 
     Attributes:
         nbytes: of what is kept.
@@ -45,10 +47,14 @@ class Held:
         *,
         memory: int | None = None,
         device: str | None = None,
+        places: Places | None = None,
     ) -> None:
-        self.device = device
+        self._standing = places or Places(device)
+        self.device = self._standing.first
         self.nbytes = 0
-        self._room = memory_of(device) // 2 if memory is None else memory
+        self._room = dict(self._standing.room)
+        if not self._room:
+            self._room[self.device] = memory_of(self.device) // 2 if memory is None else memory
         self._places: dict[tuple[int, str], tuple[Array, int]] = {}
         # Kept, so that the ids stay their own.
         self._checkpoints = list({id(each): each for each in checkpoints}.values())
@@ -79,6 +85,7 @@ class Held:
         parts: Sequence[tuple[int, int]],
         *,
         dtype: Any,
+        device: str | None = None,
     ) -> tuple[Array, Array | None] | None:
         """Ranges of several tensors as a method takes them: views, or float32 on the device.
 
@@ -87,6 +94,7 @@ class Held:
             base: one more.
             parts: flat ranges, one after the other.
             dtype: of the views.
+            device: where numbers shall be; None for where the first are held.
 
         Returns:
             [n, k] and [k]; None where they are not kept, or would have to be copied first.
@@ -96,7 +104,7 @@ class Held:
         if base is not None and below is None:
             return None
         if self.device is not None:
-            return self._numbers(models, sources, below, parts)
+            return self._numbers(models, sources, below, parts, device or self.device)
         if models is None or len(parts) != 1 or models.dtype != dtype:
             return None
         part = slice(*parts[0])
@@ -114,12 +122,14 @@ class Held:
         sources: Sequence[tuple[Checkpoint, str]],
         below: Array | None,
         parts: Sequence[tuple[int, int]],
+        device: str,
     ) -> tuple[Array, Array | None] | None:
         import torch
 
         def numbers(tensor: Array) -> Array:
             ranges = [tensor[..., first:last] for first, last in parts]
-            return (ranges[0] if len(ranges) == 1 else torch.cat(ranges, -1)).float()
+            joined = ranges[0] if len(ranges) == 1 else torch.cat(ranges, -1)
+            return joined.to(device).float()
 
         base = None if below is None else numbers(below)
         if stack is not None:
@@ -135,15 +145,19 @@ class Held:
             spec = checkpoint.tensors[name]
             alike.setdefault((spec.dtype, spec.numel), []).append(checkpoint)
         size = sum(checkpoint.tensors[name].nbytes for checkpoint in having)
-        if self.nbytes + size > self._room or any(dtype not in STORED for dtype, _ in alike):
+        device = self._standing.of(name)
+        if size > self._room[device] or any(dtype not in STORED for dtype, _ in alike):
             return
         self.nbytes += size
+        self._room[device] -= size
         for (dtype, numel), group in alike.items():
-            stack = self._read(name, dtype, numel, group)
+            stack = self._read(name, dtype, numel, group, device)
             self._places |= {(id(each), name): (stack, row) for row, each in enumerate(group)}
 
-    def _read(self, name: str, dtype: str, numel: int, group: Sequence[Checkpoint]) -> Array:
-        if self.device is None:
+    def _read(
+        self, name: str, dtype: str, numel: int, group: Sequence[Checkpoint], device: str | None
+    ) -> Array:
+        if device is None:
             stack = np.empty((len(group), numel), STORED[dtype])
             for row, checkpoint in zip(stack, group, strict=True):
                 checkpoint.read_into(name, row.data)
@@ -152,7 +166,7 @@ class Held:
 
         from modelglue.checkpoint.spec import torch_dtype
 
-        tensors = torch.empty((len(group), numel), dtype=torch_dtype(dtype), device=self.device)
+        tensors = torch.empty((len(group), numel), dtype=torch_dtype(dtype), device=device)
         for place, checkpoint in zip(tensors, group, strict=True):
             place.copy_(checkpoint.read(name).view(-1))
         return tensors

@@ -112,7 +112,7 @@ class TensorReader:
         united = tensor.union is not None
         self._dtype: Any = np.uint16 if stored == {"BF16"} and not united else np.float32
         rows = [
-            _Statistics(plan.statistics[source.model], source.name, held)
+            _Statistics(plan.statistics[source.model], source.name, held, workspace.device)
             for source in tensor.statistics
             if source is not None and source.model is not None
         ]
@@ -192,7 +192,13 @@ class TensorReader:
     def _arrays(self, parts: list[tuple[int, int]]) -> tuple[Array, Array | None]:
         """[n, k] of the sources and [k] of the base: these ranges, one after the other."""
         if self._held is not None and self._tensor.union is None:
-            found = self._held.read(self._sources, self._base, parts, dtype=self._dtype)
+            found = self._held.read(
+                self._sources,
+                self._base,
+                parts,
+                dtype=self._dtype,
+                device=self._workspace.device,
+            )
             if found is not None:
                 return found
         models, base = self._copied(parts)
@@ -255,7 +261,7 @@ class TensorReader:
             with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
                 target[:] = raw
 
-    def _same(self, start: int, stop: int) -> np.ndarray | None:
+    def _same(self, start: int, stop: int) -> Array | None:
         """[n, k] of the statistics, where they have the tensor's shape."""
         if not self.statistics or any(rows.shape != self.shape for rows in self.statistics):
             return None
@@ -263,7 +269,7 @@ class TensorReader:
         for row, source in zip(found, self._tensor.statistics, strict=True):
             if source is not None and source.model is not None:
                 self._read(self._plan.statistics[source.model], source.name, start, row)
-        return found
+        return self._workspace.place(found)
 
     def _united(self, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
         union = self._tensor.union
@@ -292,8 +298,10 @@ class TensorReader:
 class _Statistics:
     """A tensor of statistics, read by rows."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, held: Held | None) -> None:
-        self._checkpoint, self._name = checkpoint, name
+    def __init__(
+        self, checkpoint: Checkpoint, name: str, held: Held | None, device: str | None
+    ) -> None:
+        self._checkpoint, self._name, self._device = checkpoint, name, device
         self._held = None if held is None else held.array(checkpoint, name)
 
     @property
@@ -302,7 +310,8 @@ class _Statistics:
 
     def read(self, start: int, stop: int) -> Array:
         if self._held is not None:
-            return floats(self._held.reshape(self.shape)[start:stop])
+            rows = floats(self._held.reshape(self.shape)[start:stop])
+            return rows if isinstance(rows, np.ndarray) else rows.to(self._device)
         found: torch.Tensor = self._checkpoint.read(self._name, slice(start, stop))
         return found.float().numpy()
 

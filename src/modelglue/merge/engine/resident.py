@@ -1,7 +1,7 @@
 """MergePlan → a live module, thousands of times: what search evaluates is never written to disk."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from modelglue.merge.chunk import CHUNK
 from modelglue.merge.engine.crew import Crew, Job
 from modelglue.merge.engine.held import Held
 from modelglue.merge.engine.parts import stored_parts
+from modelglue.merge.engine.places import places_of
 from modelglue.merge.engine.reading import TensorReader, Workspace
 from modelglue.merge.engine.scope import measure_models
 from modelglue.merge.engine.writing import encode
@@ -31,7 +32,8 @@ class Resident:
 
     Tensors are held as they are stored, where the module is, as many as `memory` allows; others are
     read from disk again for every merge. The arithmetic is that of `stream` and gives the same to
-    the bit; a module on another device is merged there.
+    the bit; a module on another device is merged there, one on several where each of its tensors
+    stands (see `places`).
 
     Where a class of transformers computes with joined tensors, the checkpoint's own are merged,
     each into its part of them; see `parts`.
@@ -39,7 +41,8 @@ class Resident:
     Args:
         plan: names all models; its tensors are the module's.
         module: what is merged into.
-        memory: bytes to hold; None for half of what the machine or the module's device has in all.
+        memory: bytes to hold on each device; None for half of what the machine or the module's
+            device has in all, and on several devices half of what two such modules leave there.
         beside: one that holds the models already, for another module of theirs.
 
     Raises:
@@ -58,11 +61,12 @@ class Resident:
         self.module = module
         self._targets: dict[str, Tensor] = dict(module.state_dict(keep_vars=False))
         self._parameters = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        device = next(iter(self._targets.values())).device
-        self._device = None if device.type == "cpu" else str(device)
-        self._workspaces = [Workspace(self._device)]
         if self._strange(plan):
             self._take_apart(plan)
+        self._places = places_of(self._targets, memory=memory)
+        self._device = self._places.first
+        self._workspaces = [Workspace(self._device)]
+        self._elsewhere: dict[str | None, Workspace] = {}
         self._held: Held
         if beside is not None:
             self._held = beside._held
@@ -72,7 +76,7 @@ class Resident:
                 f"{strange[0]}: the checkpoint has it, the loaded {type(module).__name__} does not"
             )
         checkpoints = [*plan.models, *([plan.base] if plan.reads_base and plan.base else [])]
-        self._held = Held((*checkpoints, *plan.statistics), memory=memory, device=self._device)
+        self._held = Held((*checkpoints, *plan.statistics), memory=memory, places=self._places)
 
     @property
     def nbytes(self) -> int:
@@ -122,7 +126,7 @@ class Resident:
             threads=threads,
             device=self._device,
         )
-        work = _Work(asked, self._targets, self._held, measured)
+        work = _Work(asked, self._targets, self._held, measured, self._at)
         work.run([work.start(tensor) for tensor in tensors], self._own(threads))
         for embedding, head in copies:
             self._targets[head].copy_(self._targets[embedding])
@@ -137,6 +141,13 @@ class Resident:
         while len(self._workspaces) < count:
             self._workspaces.append(Workspace(self._device))
         return self._workspaces[:count]
+
+    def _at(self, tensor: TensorPlan) -> Workspace | None:
+        """The buffers for a tensor that is merged elsewhere than on the first device."""
+        device = self._places.merges(tensor)
+        if not self._places.others or device == self._places.first:
+            return None
+        return self._elsewhere.setdefault(device, Workspace(device))
 
     def _take_apart(self, plan: MergePlan) -> None:
         """Put the parts of joined tensors in their place, by the names that the plan has."""
@@ -207,9 +218,10 @@ class _Work:
         targets: dict[str, Tensor],
         held: Held,
         measured: dict[str, tuple[object, int]],
+        elsewhere: Callable[[TensorPlan], Workspace | None],
     ) -> None:
         self._plan, self._targets, self._held = plan, targets, held
-        self._measured = measured
+        self._measured, self._elsewhere = measured, elsewhere
         self._bad: dict[str, list[Tensor | int]] = {}
         self._counting = threading.Lock()
 
@@ -231,6 +243,7 @@ class _Work:
                 read = self._plan.checkpoint(source).read(source.name)
                 self._targets[tensor.name].copy_(read)
                 return []
+            workspace = self._elsewhere(tensor) or workspace
             found, offset = self._measured.get(tensor.name, (None, 0))
             reader = self._reader(tensor, workspace, offset)
             if tensor.name not in self._measured:
@@ -257,6 +270,7 @@ class _Work:
 
     def _chunk(self, tensor: TensorPlan, found: object, offset: int, chunk: tuple[int, int]) -> Job:
         def run(workspace: Workspace) -> list[Job]:
+            workspace = self._elsewhere(tensor) or workspace
             self._merge(self._reader(tensor, workspace, offset), tensor, found, chunk, workspace)
             return []
 
@@ -302,4 +316,4 @@ def _tensor(array: Array) -> Tensor:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    return a.device == b.device and a.data_ptr() == b.data_ptr() and a.shape == b.shape

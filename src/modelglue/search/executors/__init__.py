@@ -70,7 +70,7 @@ def executor(
         factory: see there.
         workers: how many; the serial one is alone.
         address: of a Ray cluster; None for the one that this machine is part of, or its own.
-        gpus_per_worker: of a Ray worker; a fraction lets several share one.
+        gpus_per_worker: of a Ray worker; a fraction lets several share one, 2 are its own.
 
     Raises:
         ConfigError: Ray is not installed, or no cluster answers.
