@@ -1,6 +1,7 @@
 """The kernels on numpy arrays: what `loops` compiles, called with what methods say."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,13 @@ def task_vector_sum(
 
 def _draws(chunk: Chunk, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
     keys = [random.model_keys(chunk.key, i, chunk.start) for i in range(chunk.n)]
-    return (
-        np.array([key for key, _ in keys], np.uint32),
-        np.array([twist for _, twist in keys], np.uint32),
-        np.array([random.limit(float(p)) for p in probabilities], np.int64),
-    )
+    both = np.array(keys, np.uint32).T
+    return both[0].copy(), both[1].copy(), _limits(tuple(probabilities.tolist()))
+
+
+@lru_cache
+def _limits(probabilities: tuple[float, ...]) -> np.ndarray:
+    return np.array([random.limit(p) for p in probabilities], np.int64)
 
 
 def uniform(chunk: Chunk, model: int) -> np.ndarray:
