@@ -253,7 +253,9 @@ class TensorReader:
             checkpoint.read_into(name, raw.data, start=start * size)
         if raw is target:
             return
-        if dtype == np.uint16 and target.dtype != dtype:
+        if dtype == target.dtype:
+            target[:] = raw
+        elif dtype == np.uint16:
             from modelglue.merge.kernels import loops
 
             loops.decode(raw, target)
