@@ -16,6 +16,7 @@ from modelglue.errors import EvaluationError
 from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, sampled
 from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.kvcache import turned
 from modelglue.evaluate.miniature import _made
 
 FAMILIES = {
@@ -113,6 +114,7 @@ def test_whether_padding_may_stand_amid_a_text_is_not_asked_of_each_batch(
 LONGROPE = {
     "model_type": "phi3",
     "max_position_embeddings": 256,
+    "original_max_position_embeddings": 32,
     "rope_parameters": {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -128,6 +130,7 @@ def test_prompts_on_both_sides_of_a_turn_are_answered_as_if_alone(
 ) -> None:
     """LongRoPE turns a batch by its longest row, and a text that grows beyond 32 tokens anew."""
     model = HuggingFaceModel.load(make_model(tmp_path / "m", **LONGROPE))
+    assert turned(model.module.config, 32) != turned(model.module.config, 33)
     with torch.no_grad():
         for parameter in model.module.parameters():
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)

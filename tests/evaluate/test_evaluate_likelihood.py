@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from modelglue.errors import EvaluationError
 from modelglue.evaluate import likelihood as scoring
 from modelglue.evaluate.huggingface import HuggingFaceModel
+from modelglue.evaluate.kvcache import turned
 from modelglue.evaluate.miniature import _made
 
 # Families whose attention takes a tree mask, with a window that binds where there is one.
@@ -213,6 +214,7 @@ def test_finding_out_what_a_model_takes_leaves_its_weights_and_the_dice_alone(
 LONGROPE = {
     "model_type": "phi3",
     "max_position_embeddings": 256,
+    "original_max_position_embeddings": 48,
     "rope_parameters": {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -228,6 +230,7 @@ def test_what_a_text_means_does_not_depend_on_the_length_of_others(
 ) -> None:
     """LongRoPE turns a whole batch by its longest row: 48 tokens are short, 49 are long."""
     model = sharpened(HuggingFaceModel.load(make_model(tmp_path / "m", **LONGROPE)))
+    assert turned(model.module.config, 48) != turned(model.module.config, 49)
     contexts = [*CONTEXTS, *("y" * n for n in range(40, 52, 3)), *QUESTIONS]
     continuations = [*CONTINUATIONS, *[[" abc", " abcdefghi", " d"]] * 4, *ANSWERS]
     found = model.loglikelihoods(contexts, continuations)
