@@ -7,7 +7,9 @@
 `speed`: random Llama-shaped models (fp32) of about 20 and 100 M parameters, two experts, one of
 which is the dense model. Prompts of 64 tokens are continued greedily by 64. A bundle is asked as
 `Bundle.generate` beside `HuggingFaceModel.generate` of the expert; what is one checkpoint as
-`generate` of transformers on both sides. Ratios are of the medians of `--repeats` runs in turn.
+`generate` of transformers on both sides: a stock one with the loop over its experts that
+`HuggingFaceModel` chooses, and with transformers' own. Both sides run in turn, `--repeats` times; a
+share is the median of the shares of these rounds.
 "One route": prompts that the router sends to one expert. "Mixed": four to each, beside the experts
 run one after the other on their shares.
 
@@ -48,6 +50,7 @@ KINDS = {
     "FFN by sample (F-L-S)": MixtureKind("ffn"),
     "FFN, stock (F-L-T)": MixtureKind("ffn", input="token"),
 }
+STOCK = ("FFN, stock (F-L-T)",)
 LEAST = {
     "model (M-L-S), batch 1": 0.97,
     "model (M-L-S), batch 8": 0.9,
@@ -56,6 +59,8 @@ LEAST = {
     "block (B-L-S), batch 8": 0.85,
     "FFN, stock (F-L-T), batch 1": 0.85,
     "FFN, stock (F-L-T), batch 8": 0.85,
+    "FFN, stock (F-L-T), transformers' loop, batch 1": 0.85,
+    "FFN, stock (F-L-T), transformers' loop, batch 8": 0.85,
 }
 """What is promised: tokens per second, as a share of the dense expert's."""
 WRITING, MEMORY = 1.5, 1e9
@@ -63,6 +68,7 @@ WRITTEN = {"FFN, stock (F-L-T)": "F-L-T", "block (B-L-S)": "B-L-S", "model (M-L-
 EXPERTS = 4
 
 Timed = Callable[[], Any]
+Note = Callable[[str, dict[str, float]], None]
 
 
 def main() -> None:
@@ -92,6 +98,11 @@ def speed(size: int, *, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of each mixture and of the dense expert, by mixture and batch."""
     torch.set_num_threads(1)
     found: dict[str, dict[str, float]] = {}
+
+    def note(name: str, one: dict[str, float]) -> None:
+        found[name] = one
+        print(f"{size} M, {name}: {one['share']:.2f}", flush=True)
+
     with tempfile.TemporaryDirectory() as place:
         experts = _experts(size, Path(place))
         texts = _texts()
@@ -103,14 +114,14 @@ def speed(size: int, *, repeats: int) -> dict[str, dict[str, float]]:
             places[name] = Path(place) / kind.short
             compose(experts, prompts, places[name], kind=kind)
         dense = HuggingFaceModel.load(experts["stories"])
-        _of_bundle(bundle_place, dense, asked, found, repeats)
+        _of_bundle(bundle_place, dense, asked, note, repeats)
         for name, folder in places.items():
             mixture = HuggingFaceModel.load(folder)
-            for batch in (1, BATCH):
-                one = asked[0][:batch]
-                sides = {"mixture": _by_transformers(mixture, one)}
-                sides["dense"] = _by_transformers(dense, one)
-                found[f"{name}, batch {batch}"] = in_turn(sides, repeats)
+            _of_checkpoint(name, mixture, dense, asked[0], note, repeats)
+            if name in STOCK:
+                mixture.module.set_experts_implementation("grouped_mm")
+                own = f"{name}, transformers' loop"
+                _of_checkpoint(own, mixture, dense, asked[0], note, repeats)
     return found
 
 
@@ -118,7 +129,7 @@ def _of_bundle(
     place: Path,
     dense: HuggingFaceModel,
     asked: list[list[str]],
-    found: dict[str, dict[str, float]],
+    note: Note,
     repeats: int,
 ) -> None:
     bundle = Bundle.load(place)
@@ -127,26 +138,41 @@ def _of_bundle(
         sys.exit(f"the router does not part the prompts: {routes}")
     for batch in (1, BATCH):
         one = asked[0][:batch]
-        sides = {"mixture": _by_ours(bundle, one), "dense": _by_ours(dense, one)}
-        found[f"model (M-L-S), batch {batch}"] = in_turn(sides, repeats)
+        sides = _by_ours(bundle, one), _by_ours(dense, one)
+        note(f"model (M-L-S), batch {batch}", in_turn(*sides, repeats))
     halves = [own[: BATCH // 2] for own in asked]
     shares = [_by_ours(bundle.expert(i), half) for i, half in enumerate(halves)]
-    sides = {
-        "mixture": _by_ours(bundle, [*halves[0], *halves[1]]),
-        "dense": lambda: [share() for share in shares],
-    }
-    found[f"model (M-L-S), batch {BATCH}, mixed"] = in_turn(sides, repeats)
+    mixed = _by_ours(bundle, [*halves[0], *halves[1]])
+    alone = in_turn(mixed, lambda: [share() for share in shares], repeats)
+    note(f"model (M-L-S), batch {BATCH}, mixed", alone)
 
 
-def in_turn(sides: Mapping[str, Timed], repeats: int) -> dict[str, float]:
-    """Median seconds of each side; the first round warms up and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats + 1):
-        for name, work in sides.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own[1:]) for name, own in seconds.items()}
+def _of_checkpoint(
+    name: str,
+    mixture: HuggingFaceModel,
+    dense: HuggingFaceModel,
+    asked: list[str],
+    note: Note,
+    repeats: int,
+) -> None:
+    for batch in (1, BATCH):
+        one = asked[:batch]
+        sides = _by_transformers(mixture, one), _by_transformers(dense, one)
+        note(f"{name}, batch {batch}", in_turn(*sides, repeats))
+
+
+def in_turn(mixture: Timed, dense: Timed, repeats: int) -> dict[str, float]:
+    """Median seconds of both, and the median share; the first round warms up and does not count."""
+    rounds = [(_seconds(mixture), _seconds(dense)) for _ in range(repeats + 1)][1:]
+    ours, theirs = (statistics.median(side) for side in zip(*rounds, strict=True))
+    share = statistics.median(expert / own for own, expert in rounds)
+    return {"mixture": ours, "dense": theirs, "share": share}
+
+
+def _seconds(work: Timed) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _by_ours(model: Any, prompts: list[str]) -> Timed:
@@ -255,10 +281,9 @@ def show(kept: Mapping[str, Any]) -> None:
     for size, rows in kept.get("speed", {}).items():
         print(f"\ntokens per second as a share of the dense expert's, about {size} M parameters\n")
         for name, one in rows.items():
-            share = one["dense"] / one["mixture"]
-            least = LEAST.get(name)
+            share, least = one["share"], LEAST.get(name)
             verdict = "" if least is None else f"  ≥ {least} {'yes' if share >= least else 'NO'}"
-            print(f"{name:32}{share:6.2f}{verdict}")
+            print(f"{name:52}{share:6.2f}{verdict}")
     for size, rows in kept.get("writing", {}).items():
         print(f"\nwriting {EXPERTS} experts of {size} B parameters, two cores\n")
         for name, one in rows.items():

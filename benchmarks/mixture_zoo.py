@@ -187,7 +187,8 @@ class Group:
         with open_inputs(self.zoo.config("dense", [DENSE])) as inputs:
             return Scores(
                 tuple(
-                    task.evaluate(loaded, "report", sandbox=inputs.sandbox) for task in inputs.tasks
+                    task.evaluate(loaded, "report", sandbox=self.zoo.sandbox)
+                    for task in inputs.tasks
                 )
             )
 

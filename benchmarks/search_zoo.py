@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modelglue.evaluate.sandbox import probe
+from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval, paired_difference
 from modelglue.evaluate.threads import threads_for
@@ -65,6 +67,11 @@ class Zoo:
         return search_families(self.config(run, strategies, merge)).choices[0]
 
     @cached_property
+    def sandbox(self) -> Remembering:
+        """One for all reports: candidates write much the same programs for the same items."""
+        return Remembering(probe())
+
+    @cached_property
     def members(self) -> tuple[str, ...]:
         """The largest family."""
         return self.searched("family", ["heuristic_average"]).members
@@ -96,7 +103,8 @@ class Zoo:
             with open_inputs(config) as inputs, threads_for(0):
                 families = Families(config, inputs, self.path / "adapters", config.names)
                 family = families.of(self.members)
-                scores = family.score(candidate, inputs.tasks, "report", inputs.sandbox)
+                sandbox = self.sandbox if inputs.sandbox else None
+                scores = family.score(candidate, inputs.tasks, "report", sandbox)
             journal.append({"key": key, "scores": scores.to_json()})
         return scores
 

@@ -81,6 +81,10 @@ class HuggingFaceModel:
     ) -> None:
         placed = module if device is None else on_device(module, device, gpus=gpus)
         self.module = placed.eval()
+        if hasattr(module, "set_experts_implementation"):
+            from modelglue.evaluate.experts import use_by_expert
+
+            use_by_expert(self.module)
         self.tokenizer = tokenizer
         self.gpus = gpus
         self.batch_size = batch_size
