@@ -7,6 +7,8 @@ from typing import Literal
 from modelglue.report import verdicts, words
 from modelglue.report.data import RunReport
 
+_REFUSED = "No merge helps here"
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -24,7 +26,8 @@ def headline(report: RunReport) -> Headline:
         return found
     if report.routing is not None and found.verdict in ("gain", "loss"):  # the mixture's, then
         return replace(found, sentence=f"{found.sentence} {refusal}")
-    return Headline("unclear", "No merge helps here", f"{refusal} {found.sentence}")
+    reason = refusal.removeprefix(f"{_REFUSED}: ")  # not said twice
+    return Headline("unclear", _REFUSED, f"{reason[:1].upper()}{reason[1:]} {found.sentence}")
 
 
 def _against_the_best_single(report: RunReport) -> Headline:
