@@ -38,7 +38,7 @@ REPLAYED = 3
 
 def overhead(zoo: Zoo) -> dict[str, Any]:
     """Seconds of a search, on the clock and of processors, by what they went to."""
-    members = zoo.searched("heuristics", ["heuristic_average"]).members
+    members = zoo.members
     config = zoo.config("overhead")
     found = {}
     with open_inputs(config) as inputs, threads_for(0):
@@ -64,15 +64,10 @@ def print_overhead(found: Mapping[str, dict[str, Any]]) -> None:
                 print(f"    {part:20}{clock[part]:7.4f}{cpu[part]:11.4f} s a candidate")
             for unit, spent in (("clock", clock), ("processor", cpu)):
                 rest = spent["all"] - spent["forward"]
-                programs = spent["programs"]
-                print(
-                    f"    around the forward passes, {unit}: {100 * rest / spent['all']:.1f} %; "
-                    f"without running programs "
-                    f"{100 * (rest - programs) / (spent['all'] - programs):.1f} %"
-                )
+                print(f"    around the forward passes, {unit}: {100 * rest / spent['all']:.1f} %")
     print(
-        "\nPrograms that bubblewrap ends are not waited for: their processor time is not counted, "
-        "their time on the clock is."
+        "\nPrograms run beside the model's next task: their time on the clock is no part of the "
+        "rest.\nThose that bubblewrap ends are not waited for: their processor time is not counted."
     )
 
 
@@ -139,7 +134,10 @@ class _Run:
 
 
 class _Clock:
-    """Seconds on the clock, and of this process and its children, by what they went to."""
+    """Seconds on the clock and of processors, by what they went to.
+
+    Of processors: in all, those of this process and its children; of a part, those of its thread.
+    """
 
     def __init__(self) -> None:
         self._spent: dict[str, Any] = {}
@@ -152,12 +150,12 @@ class _Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        began = _now()
+        began = _now(part)
         yield
         self.add(part, began)
 
     def add(self, part: str, began: Any) -> None:
-        self._spent[part] += _now() - began
+        self._spent[part] += _now(part) - began
 
     def seconds(self, number: int) -> tuple[dict[str, float], dict[str, float]]:
         """On the clock, and of processors; each by so many."""
@@ -168,9 +166,11 @@ class _Clock:
         return one, other
 
 
-def _now() -> Any:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = time.process_time() + children.ru_utime + children.ru_stime
+def _now(part: str) -> Any:
+    cpu = time.thread_time()
+    if part == "all":
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = time.process_time() + children.ru_utime + children.ru_stime
     return np.array([time.perf_counter(), cpu])
 
 
@@ -217,7 +217,7 @@ def _timed_calls(module: torch.nn.Module, clock: _Clock) -> Iterator[None]:
     """What is spent inside the module's own forward."""
     began: list[Any] = []
     hooks = (
-        module.register_forward_pre_hook(lambda *_: began.append(_now())),
+        module.register_forward_pre_hook(lambda *_: began.append(_now("forward"))),
         module.register_forward_hook(lambda *_: clock.add("forward", began.pop())),
     )
     try:

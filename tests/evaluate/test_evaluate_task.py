@@ -10,7 +10,8 @@ from modelglue.errors import ConfigError, SandboxUnavailable, TaskError
 from modelglue.evaluate.file_task import FileTask, file_task_problems
 from modelglue.evaluate.model import Likelihood
 from modelglue.evaluate.sandbox import Outcome, Program
-from modelglue.evaluate.task import check_tasks, evaluate
+from modelglue.evaluate.scoring import evaluate
+from modelglue.evaluate.task import check_tasks
 from modelglue.evaluate.task_config import parse_tasks
 
 GOOD: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelglue.evaluate.devices import input_device
 from modelglue.evaluate.encoding import Tokens
-from modelglue.evaluate.kvcache import KeyValueCache, bounds, read_prefix, turned
+from modelglue.evaluate.kvcache import KeyValueCache, beyond, bounds, read_prefix, turned, turns
 from modelglue.evaluate.miniature import miniature
 from modelglue.evaluate.tree import shared_length
 
@@ -44,8 +44,8 @@ def batches(module: Any, lengths: Sequence[int], room: int, most: int) -> Iterat
     Those are together whose positions mean the same from their beginning to their end; a prompt
     for which that changes on the way stands alone.
     """
-    config = module.config.get_text_config()
-    ways = [(turned(config, length), turned(config, length + room)) for length in lengths]
+    at = turns(module.config.get_text_config())
+    ways = [(beyond(at, length), beyond(at, length + room)) for length in lengths]
     start = 0
     for end in range(1, len(lengths) + 1):
         full = end == len(lengths) or end - start == most
@@ -140,8 +140,9 @@ class _CachedBatch:
     def _read_slice(self, prompts: Sequence[Tokens], part: slice) -> Tensor:
         width, longest, shared = self._seen.shape[1], len(prompts[-1]), self._shared
         ids = [(0,) * (longest - len(row)) + row for row in prompts]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
-        seen = torch.tensor(mask, device=self._seen.device)
+        padding = torch.tensor([longest - len(row) for row in prompts], device=self._seen.device)
+        columns = torch.arange(longest, device=self._seen.device)
+        seen = (columns >= padding[:, None]).long()
         self._seen[part, width - longest :] = seen
         positions = (seen.cumsum(dim=1) - 1).clamp_(min=0) + shared
         if self._prefix is not None:

@@ -13,6 +13,8 @@ from modelglue.errors import EvaluationError
 Tokens = tuple[int, ...]
 # Beyond this many tokens the memory starts anew: 256 MB of them, and half as much of text.
 _REMEMBERED = 1 << 25
+# Likewise of decoded texts: some 30 MB.
+_DECODED = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Encoder:
         self.rows = rows
         self._remembered: dict[str, Tokens] = {}
         self._held = 0  # tokens that are remembered
+        self._decoded: dict[Tokens, str] = {}
         self._numbers: dict[int, int] = {}
         self._opening = _opening(tokenizer)
         self._bos: str | None = tokenizer.bos_token
@@ -145,16 +148,23 @@ class Encoder:
         Decoded behind the prompt's last tokens, since many tokenizers drop the space before a
         text's first word, and code lives by its indentation.
         """
-        whole = self._decode([*prompt[-4:], *completion])
-        before = self._decode(list(prompt[-4:]))
-        return whole[len(before) :] if whole.startswith(before) else self._decode(list(completion))
+        whole = self._decode((*prompt[-4:], *completion))
+        before = self._decode(prompt[-4:])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(tuple(completion))
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    def _decode(self, tokens: Tokens) -> str:
+        """Remembered, since candidates answer much the same."""
+        text = self._decoded.get(tokens)
+        if text is None:
+            text = str(
+                self.tokenizer.decode(
+                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
             )
-        )
+            if len(self._decoded) >= _DECODED:
+                self._decoded.clear()
+            self._decoded[tokens] = text
+        return text
 
     def _continued(self, head: Tokens, whole: Tokens, text: str) -> Continued:
         if not head:

@@ -16,6 +16,7 @@ from torch import Tensor
 from modelglue.errors import NonFiniteOutput
 from modelglue.evaluate.decoding import Batch, batches, read
 from modelglue.evaluate.encoding import Encoder, Tokens, before_stop
+from modelglue.evaluate.kvcache import closed_up
 
 # Rows are moved together when no more than this share of them is still at work.
 _SHARE_AT_WORK = 0.8
@@ -118,10 +119,11 @@ class _Decoder:
             if not at_work:
                 break
             if len(at_work) <= _SHARE_AT_WORK * len(rows):
-                place = {row: n for n, row in enumerate(rows)}
-                kept = torch.tensor([place[i] for i in at_work], device=tokens.device)
+                working = set(at_work)
+                order = closed_up([n for n, row in enumerate(rows) if row in working])
+                kept = torch.tensor(order, device=tokens.device)
                 batch.keep(kept)
-                tokens, rows = tokens[kept], at_work
+                tokens, rows = tokens[kept], [rows[n] for n in order]
             batch.advance(tokens)
         return written
 

@@ -72,12 +72,17 @@ class KeyValueCache:
             layer.rewind(length)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows alone."""
+        """Keep these rows alone, in this order; one from `closed_up` costs least."""
+        to = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        moves = (to, rows[to])
+        in_place = bool((moves[1] >= len(rows)).all())
         for layer in self.inner.layers:
-            if isinstance(layer, _Layer):
-                layer.select(rows)
-            else:
+            if not isinstance(layer, _Layer):
                 layer.reorder_cache(rows)
+            elif in_place:
+                layer.close_up(*moves, rows=len(rows))
+            else:
+                layer.select(rows)
 
 
 class Prefix:
@@ -192,6 +197,17 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
             # Three times as fast as indexing, and columns without content are not copied.
             torch.index_select(old[:, :, : self._length], 0, own, out=new[:, :, : self._length])
 
+    def close_up(self, to: Tensor, sources: Tensor, *, rows: int) -> None:
+        """Copy a few rows over those that are dropped, and keep the first so many."""
+        if not self.is_initialized:
+            return
+        for name in ("keys", "values"):
+            every = getattr(self, name)
+            written = every[:, :, : self._length]
+            device = every.device
+            written.index_copy_(0, to.to(device), written.index_select(0, sources.to(device)))
+            setattr(self, name, every[:rows])
+
     def _make_room(self, keys: Tensor, values: Tensor, rows: int) -> None:
         if self._lent is not None:
             self.keys, self.values = self._lent(keys, values)
@@ -200,6 +216,17 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
             self.values = values.new_empty(rows, *self.keys.shape[1:3], values.shape[3])
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
+
+
+def closed_up(kept: Sequence[int]) -> list[int]:
+    """Rows to keep, in an order in which the last take the places of those that are dropped.
+
+    >>> closed_up([0, 2, 3, 5, 6])
+    [0, 5, 2, 3, 6]
+    """
+    staying = {row for row in kept if row < len(kept)}
+    moving = iter(row for row in kept if row >= len(kept))
+    return [row if row in staying else next(moving) for row in range(len(kept))]
 
 
 def window(config: Any) -> int:
@@ -235,7 +262,12 @@ def turns(config: Any) -> tuple[int, ...]:
 
 def turned(config: Any, length: int) -> tuple[bool, ...]:
     """Which of `turns` a row of that many tokens exceeds."""
-    return tuple(length > turn for turn in turns(config))
+    return beyond(turns(config), length)
+
+
+def beyond(lengths: Sequence[int], length: int) -> tuple[bool, ...]:
+    """Which of these lengths another exceeds."""
+    return tuple(length > bound for bound in lengths)
 
 
 def _scalings(config: Any) -> list[dict[str, Any]]:

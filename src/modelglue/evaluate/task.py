@@ -4,7 +4,7 @@
 after every choice is made.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from modelglue.errors import TaskError
@@ -12,7 +12,7 @@ from modelglue.evaluate.items import shown
 from modelglue.evaluate.kinds import Item, kinds
 from modelglue.evaluate.model import LanguageModel
 from modelglue.evaluate.sandbox import OneEach, Sandbox
-from modelglue.evaluate.scores import Scores, TaskScores
+from modelglue.evaluate.scores import TaskScores
 
 SplitName = Literal["search", "report"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -144,25 +144,3 @@ def check_tasks(tasks: Sequence[Task]) -> None:
 def chosen(items: Sequence[Item], part: Sequence[int] | None) -> Sequence[Item]:
     """The items of these indices, in their order; all of them for None."""
     return items if part is None else [items[index] for index in part]
-
-
-def evaluate(
-    model: LanguageModel,
-    tasks: Sequence[Task],
-    split: SplitName,
-    *,
-    sandbox: Sandbox | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Scores:
-    """Score a model on a split of every task.
-
-    Args:
-        sandbox: needed if a task runs code.
-        progress: called before each task with its name, how many are done, and how many there are.
-    """
-    scores = []
-    for done, task in enumerate(tasks):
-        if progress is not None:
-            progress(task.name, done, len(tasks))
-        scores.append(task.evaluate(model, split, sandbox=sandbox))
-    return Scores(tuple(scores))

@@ -11,8 +11,9 @@ from modelglue.evaluate.harness.task import PREFIX
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import probe
 from modelglue.evaluate.scores import Scores
+from modelglue.evaluate.scoring import evaluate
 from modelglue.evaluate.suites.task import SUITES
-from modelglue.evaluate.task import SPLITS, SplitName, Task, TaskConfig, check_tasks, evaluate
+from modelglue.evaluate.task import SPLITS, SplitName, Task, TaskConfig, check_tasks
 from modelglue.evaluate.task_config import parse_tasks
 from modelglue.evaluate.threads import threads_for
 from modelglue.mixture.bundle import Bundle

@@ -13,6 +13,7 @@ from modelglue.errors import NonFiniteOutput, NonFiniteTensor, UnusableValues
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.sandbox import Sandbox
 from modelglue.evaluate.scores import Scores
+from modelglue.evaluate.scoring import evaluate
 from modelglue.evaluate.task import SplitName, Task
 from modelglue.merge.config.schema import MergeConfig
 from modelglue.merge.engine.resident import Resident
@@ -217,19 +218,7 @@ class Family:
         """
         try:
             model = self.model(coefficients)
-            return Trial(
-                Scores(
-                    tuple(
-                        task.evaluate(
-                            model,
-                            "search",
-                            sandbox=sandbox,
-                            part=None if parts is None else parts[task.name],
-                        )
-                        for task in tasks
-                    )
-                )
-            )
+            return Trial(evaluate(model, tasks, "search", sandbox=sandbox, parts=parts))
         except (UnusableValues, NonFiniteTensor, NonFiniteOutput) as error:
             return Trial(None, str(error))
 
@@ -242,7 +231,7 @@ class Family:
     ) -> Scores:
         """A candidate's scores."""
         model = self.model(coefficients)
-        return Scores(tuple(task.evaluate(model, split, sandbox=sandbox) for task in tasks))
+        return evaluate(model, tasks, split, sandbox=sandbox)
 
     @torch.no_grad()
     def similarity(self, coefficients: Mapping[str, float], name: str) -> float:

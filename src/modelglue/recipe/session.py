@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.scores import Scores
+from modelglue.evaluate.scoring import evaluate
 from modelglue.evaluate.task import Task
 from modelglue.journal import read_json
 from modelglue.mixture.bundle import Bundle
@@ -139,13 +140,7 @@ class Session:
     def base_scores(self, members: Sequence[str], tasks: Sequence[Task], part: Parts) -> Scores:
         """The base's own scores on a part of the search items, where it is not in the zoo."""
         model = self._families.load(self._families.template(members).folder)
-        sandbox = self.inputs.sandbox
-        return Scores(
-            tuple(
-                task.evaluate(model, "search", sandbox=sandbox, part=part[task.name])
-                for task in tasks
-            )
-        )
+        return evaluate(model, tasks, "search", sandbox=self.inputs.sandbox, parts=part)
 
     @property
     def _adapters(self) -> Path:
