@@ -11,7 +11,8 @@ in groups of four, one everywhere else, as in the paper; hybrids share the lower
 Routers: "prompts" are initialised from prompts, and not trained. "search" are made of the experts'
 scores on the search items, item by item: the nearest of them ("knn"), or a router trained on the
 table of scores. "text" are trained by language modelling, on documents of the zoo's three skills
-drawn from the part that neither split has. Every row is kept as soon as it stands.
+drawn from the part that neither split has. Every row, item by item, is kept beside the zoo as soon
+as it stands; the tables are in results/mixture_zoo.json.
 """
 
 import argparse
@@ -236,41 +237,52 @@ def oracles(scores: Mapping[str, Scores], experts: Sequence[str]) -> dict[str, S
     return {"per-task oracle": Scores(tuple(by_task)), "per-item oracle": Scores(tuple(by_item))}
 
 
-def show(kept: Mapping[str, Any]) -> None:
-    """Tables in Markdown, differences against the best single model on the report items."""
-    for name, own in kept.items():
-        scores = {key: Scores.from_json(value) for key, value in own["scores"].items()}
-        best = max(own["members"], key=lambda member: scores[member].mean)
+def figures(own: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's table: averages and differences against the best single model, with intervals."""
+    scores = {key: Scores.from_json(value) for key, value in own["scores"].items()}
+    best = max(own["members"], key=lambda member: scores[member].mean)
+    titles = {best: f"{best}, the best single model", "dense": f"{DENSE}'s merge, the dense model"}
+    chosen = [best, "dense", *(key for key in scores if key not in (*own["members"], "dense"))]
+    rows = {titles.get(key, key): scores[key] for key in chosen}
+    rows |= oracles(scores, list(own["leads"]))
+    found: dict[str, Any] = {"members": own["members"], "leads": own["leads"], "rows": {}}
+    for key, value in rows.items():
+        whole, gap = mean_interval(value), paired_difference(value, scores[best])
+        found["rows"][key] = {
+            "report": [whole.mean, whole.low, whole.high],
+            "difference": [gap.mean, gap.low, gap.high],
+            "tasks": value.by_task(),
+        }
+    return found
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Tables in Markdown, of report items, out of 100."""
+    for name, own in found.items():
         experts = "; ".join(f"{key} for {', '.join(led)}" for key, led in own["leads"].items())
         print(f"\n{name}: {', '.join(own['members'])}. Experts: {experts}\n")
-        rows = {f"{best}, the best single model": scores.pop(best)}
-        rows |= {f"{DENSE}'s merge, the dense model": scores.pop("dense")}
-        rows |= {key: value for key, value in scores.items() if key not in own["members"]}
-        every = {**scores, best: rows[f"{best}, the best single model"]}
-        rows |= oracles(every, list(own["leads"]))
-        tasks = [task.task for task in next(iter(rows.values())).tasks]
+        rows = own["rows"]
+        tasks = next(iter(rows.values()))["tasks"]
         print(f"| model | report (95 %) | against the best single | {' | '.join(tasks)} |")
         print("|---|---|---|" + "---|" * len(tasks))
-        rival = every[best]
-        for key, value in rows.items():
-            whole = mean_interval(value)
-            gap = paired_difference(value, rival)
-            by_task = " | ".join(f"{100 * number:.1f}" for number in value.by_task().values())
+        for key, row in rows.items():
+            mean, low, high = (100 * value for value in row["report"])
+            by_task = " | ".join(f"{100 * number:.1f}" for number in row["tasks"].values())
             print(
-                f"| {key} | {100 * whole.mean:.1f} ({100 * whole.low:.1f}–{100 * whole.high:.1f}) "
-                f"| {points([gap.mean, gap.low, gap.high])} | {by_task} |"
+                f"| {key} | {mean:.1f} ({low:.1f}–{high:.1f}) | {points(row['difference'])} "
+                f"| {by_task} |"
             )
-        _gained(every, rows, best)
+        _gained(rows)
 
 
-def _gained(every: Mapping[str, Scores], rows: Mapping[str, Scores], best: str) -> None:
-    """How much of what the per-item oracle gains each model-level router gains."""
-    room = rows["per-item oracle"].mean - every[best].mean
-    if room > 0:
-        print("\nof what the per-item oracle gains over the best single model")
-        for key, value in rows.items():
-            if key.startswith("M-") and "shared" not in key:
-                print(f"  {key}: {100 * (value.mean - every[best].mean) / room:.0f} %")
+def _gained(rows: Mapping[str, Any]) -> None:
+    """How much of what the oracles gain each model-level router gains."""
+    gains = {key: row["difference"][0] for key, row in rows.items()}
+    for oracle in ("per-task oracle", "per-item oracle"):
+        print(f"\nof what the {oracle} gains over the best single model")
+        for key, gain in gains.items():
+            if key.startswith("M-") and "shared" not in key and gains[oracle] > 0:
+                print(f"  {key}: {100 * gain / gains[oracle]:.0f} %")
 
 
 def main() -> None:
@@ -279,16 +291,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("zoo/benchmark"))
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are kept")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the tables are kept")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    kept: dict[str, Any] = read_json(arguments.json) if arguments.json.exists() else {}
+    found: dict[str, Any] = read_json(arguments.json) if arguments.json.exists() else {}
     if arguments.what == "measure":
+        items = arguments.folder / "mixture_zoo.json"
+        kept: dict[str, Any] = read_json(items) if items.exists() else {}
         with threads_for(0):
             for name in arguments.groups:
-                measure(Group(arguments.folder, name, arguments.seed), kept, arguments.json)
-    show(kept)
+                measure(Group(arguments.folder, name, arguments.seed), kept, items)
+                found[name] = figures(kept[name])
+                write_json(arguments.json, found)
+    show(found)
 
 
 if __name__ == "__main__":
