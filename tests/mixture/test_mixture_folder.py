@@ -8,6 +8,9 @@ import pytest
 from modelglue.errors import OutOfSpace, OutputExists
 from modelglue.mixture.folder import copy_files, model_files, whole_folder
 
+FICLONE = 0x40049409
+PIECE = 8 << 20
+
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
     out = tmp_path / "deep" / "out"
@@ -91,23 +94,45 @@ def test_copies_are_equal_byte_for_byte_with_links_followed(tmp_path):
     assert not (tmp_path / "target" / "model.safetensors").is_symlink()
 
 
-def test_a_file_system_that_cannot_copy_by_itself_is_served(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EXDEV, "another file system")
+def source_of(folder, content):
+    (folder / "a").mkdir()
+    (folder / "a" / "x").write_bytes(content)
+    return model_files(folder / "a"), folder / "a", folder / "b"
 
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_bytes(os.urandom(100_000))
-    copy_files(model_files(tmp_path / "a"), tmp_path / "a", tmp_path / "b")
+
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, 3 * PIECE + 4097])
+def test_pieces_of_a_large_file_come_to_their_places(tmp_path, size):
+    copy_files(*source_of(tmp_path, os.urandom(size)))
     assert (tmp_path / "b" / "x").read_bytes() == (tmp_path / "a" / "x").read_bytes()
 
 
-def test_a_full_disk_is_not_mistaken_for_one_that_cannot_copy(tmp_path, monkeypatch):
+def test_blocks_are_shared_where_the_disk_can(tmp_path, monkeypatch):
+    def clone(target, request, source):
+        assert request == FICLONE
+        os.write(target, b"shared " + os.pread(source, 100, 0))
+
+    monkeypatch.setattr("fcntl.ioctl", clone)
+    copy_files(*source_of(tmp_path, b"blocks"))
+    assert (tmp_path / "b" / "x").read_bytes() == b"shared blocks"
+
+
+def test_a_full_disk_is_not_mistaken_for_one_that_cannot_share(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_bytes(b"x")
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OSError, match="full"):
-        copy_files(model_files(tmp_path / "a"), tmp_path / "a", tmp_path / "b")
+        copy_files(*source_of(tmp_path, b"x"))
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_an_error(tmp_path, monkeypatch):
+    files, source, target = source_of(tmp_path, b"x" * 100)
+
+    def cut(*_):
+        os.truncate(source / "x", 10)
+        return read(*_)
+
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(OSError, match="x became shorter"):
+        copy_files(files, source, target)

@@ -1,19 +1,23 @@
 """A folder that is written whole or not at all, and files copied byte for byte."""
 
-import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from mmap import mmap
 from pathlib import Path
 
+from modelglue.checkpoint.output_file import OutputFile
 from modelglue.checkpoint.staging import Staging
 from modelglue.errors import OutOfSpace, OutputExists
 from modelglue.journal import sync_folder
 
-# Where the kernel or the file system can't copy by itself (or not between these two), we do.
-_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
-_PIECE = 1 << 26
+# Linux's FICLONE.
+_CLONE = 0x40049409
+# Memory of a few threads, aligned to pages as `OutputFile` likes it.
+_PIECE, _HANDS = 8 << 20, 4
 
 
 @contextmanager
@@ -76,16 +80,36 @@ def copy_files(files: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with source.open("rb") as reader:
+        if _share_blocks(reader.fileno(), target):
+            return
+        size = os.fstat(reader.fileno()).st_size
+        with closing(OutputFile(target, create=size)) as output:
+            starts = iter(range(0, size, _PIECE))  # each is taken by one thread
+
+            def work() -> None:
+                with closing(mmap(-1, _PIECE)) as buffer, memoryview(buffer) as room:
+                    for start in starts:
+                        with room[: min(_PIECE, size - start)] as piece:
+                            if os.preadv(reader.fileno(), [piece], start) < len(piece):
+                                raise OSError(f"{source} became shorter while it was copied")
+                            output.write(piece, start)
+
+            hands = min(_HANDS, max(1, size // _PIECE))
+            with ThreadPoolExecutor(hands) as crew:
+                for done in [crew.submit(work) for _ in range(hands)]:
+                    done.result()
+
+
+def _share_blocks(source: int, target: Path) -> bool:
+    """Make `target` a copy that shares its blocks with an open file, where the disk can do that."""
+    with target.open("xb") as writer:
         try:
-            while os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE):
-                pass
-        except OSError as error:
-            if error.errno not in _CANNOT_COPY:
-                raise
-            # Both descriptors stand where the kernel stopped.
-            while piece := os.read(reader.fileno(), _PIECE):
-                writer.write(piece)
+            fcntl.ioctl(writer.fileno(), _CLONE, source)
+        except OSError:
+            target.unlink()
+            return False
+    return True
 
 
 def _sync_file(path: Path) -> None:
