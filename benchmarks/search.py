@@ -4,6 +4,7 @@
     python benchmarks/search.py racing     # item evaluations and report scores, raced or not
     python benchmarks/search.py warm       # trials that a warm start saves
     python benchmarks/search.py table      # strategies, methods and groups, on the report items
+    python benchmarks/search.py drifted    # the best single model, merged with strangers
     python benchmarks/search.py nothing    # a zoo in which no merge helps
 
 Zoos are trained where they lack (`--folder`), runs go on where they stopped, and figures are kept
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modelglue.evaluate.statistics import paired_difference
 from modelglue.journal import read_json, write_json
 from search_nothing import nothing_helps, print_nothing
 from search_overhead import overhead, print_overhead
@@ -213,6 +215,31 @@ def print_table(found: Mapping[str, Figures]) -> None:
             print(f"{key:40}{statistics.fmean(gaps):+6.1f} ± {spread:.1f} points")
 
 
+def drifted(zoo: Zoo) -> Figures:
+    """The best single model merged evenly with a specialist, and with a model that drifted away."""
+    singles = {name: zoo.report({name: 1.0}) for name in zoo.members}
+    best = max(singles, key=lambda name: singles[name].mean)
+    rows: Figures = {"best single": {"note": best, "report": singles[best].mean}}
+    for role in ("specialist", "drifted"):
+        for name in zoo.of_role(role):
+            if name != best:
+                merged = zoo.report({best: 0.5, name: 0.5}, members=(best, name))
+                gap = paired_difference(merged, singles[best])
+                difference = [gap.mean, gap.low, gap.high]
+                rows[name] = {"role": role, "report": merged.mean, "difference": difference}
+    return rows
+
+
+def print_drifted(found: Mapping[str, Figures]) -> None:
+    for name, rows in found.items():
+        best = rows["best single"]
+        print(f"{name}: {best['note']} alone {100 * best['report']:.1f}; half of it and half of")
+        for other, row in rows.items():
+            if other != "best single":
+                told = f"{100 * row['report']:.1f}, {points(row['difference'])}"
+                print(f"    {other} ({row['role']}): {told}")
+
+
 def points(interval: Sequence[float]) -> str:
     """A difference with its interval, in points."""
     mean, low, high = (100 * value for value in interval)
@@ -224,6 +251,7 @@ MEASURES: Mapping[str, Callable[[Zoo], Figures]] = {
     "racing": racing,
     "warm": warm,
     "table": table,
+    "drifted": drifted,
     "nothing": nothing_helps,
 }
 PRINTS: Mapping[str, Callable[[Mapping[str, Figures]], None]] = {
@@ -231,6 +259,7 @@ PRINTS: Mapping[str, Callable[[Mapping[str, Figures]], None]] = {
     "racing": print_racing,
     "warm": print_warm,
     "table": print_table,
+    "drifted": print_drifted,
     "nothing": print_nothing,
 }
 SEEDS = {
@@ -238,6 +267,7 @@ SEEDS = {
     "racing": [300, 301, 302, 303, 304],
     "warm": [300, 301, 302, 303, 304],
     "table": [300, 301, 302],
+    "drifted": [300, 301, 302],
     "nothing": list(range(20)),
 }
 

@@ -11,7 +11,7 @@ from modelglue.evaluate.sandbox.remembering import Remembering
 from modelglue.evaluate.scores import Scores
 from modelglue.evaluate.statistics import mean_interval, paired_difference
 from modelglue.evaluate.threads import threads_for
-from modelglue.journal import Journal
+from modelglue.journal import Journal, read_json
 from modelglue.minizoo.zoo import train_zoo
 from modelglue.recipe.config import RecipeConfig, parse_recipe
 from modelglue.recipe.family_choice import FamilyChoice
@@ -90,9 +90,17 @@ class Zoo:
         return None
 
     def report(
-        self, coefficients: Mapping[str, float], *, merge: Mapping[str, Any] | None = None
+        self,
+        coefficients: Mapping[str, float],
+        *,
+        merge: Mapping[str, Any] | None = None,
+        members: Sequence[str] | None = None,
     ) -> Scores:
-        """A candidate's scores on the report items; kept in a journal of their own."""
+        """A candidate's scores on the report items; kept in a journal of their own.
+
+        Args:
+            members: the models that it is of; by default the largest family.
+        """
         candidate = canonical(coefficients)
         key = json.dumps([candidate, dict(merge or {})])
         with Journal(self.path / "runs" / "search-report.jsonl") as journal:
@@ -102,11 +110,16 @@ class Zoo:
             config = self.config("report", merge=merge)
             with open_inputs(config) as inputs, threads_for(0):
                 families = Families(config, inputs, self.path / "adapters", config.names)
-                family = families.of(self.members)
+                family = families.of(members or self.members)
                 sandbox = self.sandbox if inputs.sandbox else None
                 scores = family.score(candidate, inputs.tasks, "report", sandbox)
             journal.append({"key": key, "scores": scores.to_json()})
         return scores
+
+    def of_role(self, *roles: str) -> list[str]:
+        """The zoo's models of these roles."""
+        models = read_json(self.path / "zoo.json")["models"]
+        return [model["name"] for model in models if model["role"] in roles]
 
     def standard_error(self, coefficients: Mapping[str, float]) -> float:
         """Of the report average."""
