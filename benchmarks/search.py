@@ -206,11 +206,14 @@ def print_table(found: Mapping[str, Figures]) -> None:
                 f"| {key} | {search} | {100 * row['report']:.1f} | {gap} "
                 f"| {row.get('trials') or '–'} | {accepted} |"
             )
-    if len(found) > 1:
-        print("\nmean over the seeds\n")
-        first = next(iter(found.values()))
-        for key in first:
-            gaps = [100 * rows[key]["difference"][0] for rows in found.values()]
+    zoos = dict.fromkeys(name.rpartition(",")[0] for name in found)
+    for zoo in zoos:
+        seeds = [rows for name, rows in found.items() if name.rpartition(",")[0] == zoo]
+        if len(seeds) < 2:
+            continue
+        print(f"\nagainst the best single, mean over {len(seeds)} seeds of {zoo}\n")
+        for key in seeds[0]:
+            gaps = [100 * rows[key]["difference"][0] for rows in seeds]
             spread = statistics.stdev(gaps) / math.sqrt(len(gaps))
             print(f"{key:40}{statistics.fmean(gaps):+6.1f} ± {spread:.1f} points")
 
