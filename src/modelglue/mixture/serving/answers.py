@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -69,7 +69,9 @@ class Answers:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, sender: Sender) -> None:
         gateway = self._gateway
         gateway.require_allowed(scope)
-        with gateway.holding() as take:
+        with ExitStack() as held:
+            take = held.enter_context(gateway.holding())
+            sender.before_end = held.close
             with gateway.arriving():
                 most, seconds = gateway.limits.body_bytes, gateway.timeouts.body
                 data = await read_body(scope, receive, most=most, seconds=seconds, take=take)

@@ -148,12 +148,17 @@ async def while_connected(
 
 
 class Sender:
-    """What is sent to a client, and how far that has come."""
+    """What is sent to a client, and how far that has come.
+
+    Attributes:
+        before_end: called before the last of a body goes out: a client that has it may ask again.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
         self.ended = False
+        self.before_end: Callable[[], None] = lambda: None
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
         """Send the status and headers."""
@@ -163,6 +168,8 @@ class Sender:
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
         """Send some of the body; the last of it unless there is more."""
+        if not more:
+            self.before_end()
         message: Message = {"type": "http.response.body", "body": data, "more_body": more}
         await self._send(message)
         self.ended = not more
