@@ -5,16 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
+from typing import Any
 
 from modelglue.evaluate.model import LanguageModel
-from modelglue.evaluate.sandbox.interface import (
-    DEFAULT_LIMITS,
-    Isolation,
-    Limits,
-    Outcome,
-    Program,
-    Sandbox,
-)
+from modelglue.evaluate.sandbox import Outcome, Program, Sandbox
 from modelglue.evaluate.scores import Scores, TaskScores
 from modelglue.evaluate.task import SplitName, Task
 
@@ -77,12 +71,6 @@ class _Telling:
     def name(self) -> str:
         return self.inner.name
 
-    def run(
-        self,
-        programs: Sequence[Program],
-        *,
-        limits: Limits = DEFAULT_LIMITS,
-        isolation: Isolation = "batch",
-    ) -> list[Outcome]:
+    def run(self, programs: Sequence[Program], **how: Any) -> list[Outcome]:
         self.tell()
-        return self.inner.run(programs, limits=limits, isolation=isolation)
+        return self.inner.run(programs, **how)
