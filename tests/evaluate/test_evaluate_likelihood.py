@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modelglue.errors import EvaluationError
 from modelglue.evaluate import likelihood as scoring
+from modelglue.evaluate import passes
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.kvcache import turned
 from modelglue.evaluate.miniature import _made
@@ -270,15 +271,21 @@ def test_a_model_that_does_not_call_its_head_is_scored_all_the_same(
         other.loglikelihoods(["abc"], [["d"]])
 
 
-def test_laid_out_items_are_remembered_up_to_a_number_of_tokens(
-    roomy: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most", [500, 5000])
+def test_items_and_plans_are_remembered_up_to_a_number_of_tokens(
+    roomy: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     expected = roomy.loglikelihoods(QUESTIONS, ANSWERS)
     other = HuggingFaceModel(roomy.module, roomy.tokenizer)
-    monkeypatch.setattr(scoring, "_REMEMBERED", 500)
-    assert_equal(other.loglikelihoods(QUESTIONS, ANSWERS), expected)
-    kept = other._scorer._laid_out
-    assert sum(len(c.tokens) for item in kept for c in item) == other._scorer._held <= 500
+    monkeypatch.setattr(scoring, "_REMEMBERED", most)
+    for _ in range(2):
+        assert_equal(other.loglikelihoods(QUESTIONS, ANSWERS), expected)
+        assert_equal(other.loglikelihoods(QUESTIONS[::-1], ANSWERS[::-1]), expected[::-1])
+    scorer = other._scorer
+    laid_out = sum(len(c.tokens) for item in scorer._laid_out for c in item)
+    planned = sum(item.length for items, _ in scorer._plans.values() for item in items)
+    assert laid_out + scoring._PLANNED * planned == scorer._held <= most
+    assert bool(scorer._plans) == (most == 5000)
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -403,12 +410,13 @@ def test_logits_held_at_once_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = roomy.loglikelihoods(contexts, continuations)
-    monkeypatch.setattr(scoring, "_MOST_LOGITS", 60 * 264)  # 60 tokens of this vocabulary
+    monkeypatch.setattr(passes, "_MOST_LOGITS", 60 * 264)  # 60 tokens of this vocabulary
     heads: list[int] = []
     handle = roomy.module.lm_head.register_forward_hook(
         lambda _, __, logits: heads.append(logits.numel())
     )
-    assert_equal(roomy.loglikelihoods(contexts, continuations), expected)
+    other = HuggingFaceModel(roomy.module, roomy.tokenizer)  # that has planned nothing yet
+    assert_equal(other.loglikelihoods(contexts, continuations), expected)
     handle.remove()
     assert max(heads) <= 60 * 264
 

@@ -64,7 +64,7 @@ class SimulatedObjective:
     """The items of a family in blocks; counts the item evaluations that are asked for."""
 
     def __init__(
-        self, family: Family, *, items: int = 200, group: int = 4, blocks: int = 8
+        self, family: Family, *, items: int = 200, group: int = 4, blocks: int = 3
     ) -> None:
         self.family = family
         self.blocks = blocks
@@ -92,8 +92,10 @@ class SimulatedObjective:
         )
 
     def _blocks_of(self, groups: np.ndarray) -> np.ndarray:
+        # As `cut` does, each block but the first is as large as all before it.
         turn = np.random.default_rng(len(groups)).permutation(groups[-1] + 1)
-        return (turn * self.blocks // len(turn))[groups]
+        ends = len(turn) * 0.5 ** np.arange(self.blocks)[::-1]
+        return np.searchsorted(ends, turn, side="right")[groups]
 
     def _place(self, coefficients: Mapping[str, float]) -> np.ndarray:
         return np.array([coefficients.get(f"m{n}", 0.0) for n in range(self.family.size)])

@@ -13,34 +13,25 @@ miniature of it: some items are computed both ways, and the tree is used only if
 
 import inspect
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from modelglue.errors import EvaluationError, NonFiniteOutput
-from modelglue.evaluate.devices import input_device
 from modelglue.evaluate.encoding import Continued, Tokens
-from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turned, turns, window
+from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turns, window
 from modelglue.evaluate.miniature import TOKENS, miniature
 from modelglue.evaluate.model import Likelihood
-from modelglue.evaluate.tree import Found, Item, Rows, families, filled, lay_out, trees
+from modelglue.evaluate.passes import BatchSize, Layout, Pass, Planner, placed
+from modelglue.evaluate.tree import Found, Item, Rows, lay_out, trees
 
-# Tokens of one batch. More would not be faster on a CPU, where it is the caches that count.
-_CPU_TOKENS, _GPU_TOKENS = 768, 32768
-# Tokens of a row behind a prefix: enough to fill the processor, few enough that little is spent on
-# columns that a place does not see.
-_CPU_ROW, _GPU_ROW = 256, 2048
-# Logits held at once, as numbers: 512 MB of fp32.
-_MOST_LOGITS = 1 << 27
-# Beyond this many tokens the laid out items are forgotten.
+# Beyond this many tokens the laid out items and the plans are forgotten.
 _REMEMBERED = 1 << 25
-
-BatchSize = int | Literal["auto"]
-Key = TypeVar("Key", bound=Hashable)
-Layout = Literal["tree", "prefix"]
+# A token of a plan takes the room of so many: it is four numbers of 8 bytes.
+_PLANNED = 4
 
 
 def likelihoods(texts: Sequence[str], numbers: Sequence[Found]) -> list[Likelihood]:
@@ -66,8 +57,11 @@ class LikelihoodScorer:
         # By layout, and by whether one of the model's bounds is exceeded: what is right below a
         # sliding window may be wrong above it.
         self._works: dict[tuple[Layout, bool], bool] = {}
+        self._planner = Planner(module, self._takes)
         # A search scores the same items a hundred times with other weights.
         self._laid_out: dict[tuple[Continued, ...], tuple[Item, ...]] = {}
+        # By their items' ids, which are theirs as long as the items are kept.
+        self._plans: dict[Hashable, tuple[tuple[Item, ...], tuple[Pass, ...]]] = {}
         self._held = 0  # tokens of those
 
     @torch.inference_mode()
@@ -79,9 +73,9 @@ class LikelihoodScorer:
         Raises:
             NonFiniteOutput: the model gave NaN or infinity.
         """
-        parts = [self._trees(item) for item in items]
-        scored = iter(self._score([part for of_item in parts for part in of_item], batch_size))
-        return [[found for _ in of_item for found in next(scored)] for of_item in parts]
+        parts = tuple(part for item in items for part in self._trees(item))
+        found = iter(self._scored(self._plan(parts, batch_size)))
+        return [[next(found) for _ in item] for item in items]
 
     def score_texts(
         self, windows: Sequence[Sequence[Continued]], *, batch_size: BatchSize = "auto"
@@ -93,59 +87,43 @@ class LikelihoodScorer:
 
     def _trees(self, item: tuple[Continued, ...]) -> tuple[Item, ...]:
         if item not in self._laid_out:
-            tokens = sum(len(continued.tokens) for continued in item)
-            if self._held + tokens > _REMEMBERED:
-                self._laid_out, self._held = {}, 0
-            self._held += tokens
+            self._make_room(sum(len(continued.tokens) for continued in item))
             width = self._config.hidden_size
             self._laid_out[item] = trees(item, width, parts=turns(self._config))
         return self._laid_out[item]
 
-    def _score(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
-        found: list[list[Found]] = [[] for _ in items]
-        # The longest first, and none beside those that would be turned in another way by it, or
-        # are routed in another.
-        order = sorted(range(len(items)), key=lambda i: -items[i].length)
-        for (turn, _), group in _grouped(order, lambda i: self._way(items[i])):
-            # A beginning is read alone, and would be turned as a short text; items of one row
-            # would share a route.
-            alone = any(turn) or self._routes_samples
-            apart = [] if alone else families([items[i] for i in group])
-            for members, shared in apart:
-                family = [group[place] for place in sorted(members)]
-                scored = self._score_family([items[i] for i in family], shared, batch_size)
-                for i, numbers in zip(family, scored, strict=False):
-                    found[i] = numbers
-            rest = [i for i in group if not found[i]]
-            for batch in self._batches([items[i].length for i in rest], batch_size):
-                chosen = rest[batch]
-                scored = self._score_batch([items[i] for i in chosen], batch_size)
-                for i, numbers in zip(chosen, scored, strict=True):
-                    found[i] = numbers
-        return found
+    def _plan(self, items: tuple[Item, ...], batch_size: BatchSize) -> Iterable[Pass]:
+        key = (batch_size, *map(id, items))
+        if key not in self._plans:
+            plan = self._planner.plan(items, batch_size)
+            tokens = _PLANNED * sum(item.length for item in items)
+            if tokens > _REMEMBERED:
+                return plan
+            self._make_room(tokens)
+            self._plans[key] = items, tuple(plan)
+        return self._plans[key][1]
 
-    def _way(self, item: Item) -> tuple[tuple[bool, ...], Tokens]:
-        """What items of one batch have in common."""
-        opening = item.opening if self._routes_samples else ()
-        return turned(self._config, item.depth), opening
+    def _make_room(self, tokens: int) -> None:
+        if self._held + tokens > _REMEMBERED:
+            self._laid_out, self._plans, self._held = {}, {}, 0
+        self._held += tokens
 
-    def _score_family(
-        self, items: Sequence[Item], shared: int, batch_size: BatchSize
-    ) -> list[list[Found]]:
-        """The results of items that begin with as many equal tokens; none if the model refuses."""
-        if not self._takes("prefix", items):
-            return []
-        capacity = _CPU_ROW if self._is_on_cpu else _GPU_ROW
-        capacity = min(capacity, max(1, _MOST_LOGITS // self._config.vocab_size))
-        most = None if batch_size == "auto" else batch_size
-        rows = filled([item.length - shared for item in items], capacity, most)
-        return self._forward_behind([items[row] for row in rows], shared)
-
-    def _score_batch(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
-        if all(item.is_plain for item in items):
-            return self._forward_plain(items)
-        takes = self._takes("tree", items)
-        return self._forward_tree(items) if takes else self._plain(items, batch_size)
+    def _scored(self, passes: Iterable[Pass]) -> list[Found]:
+        """What is found of all continuations of all items."""
+        found: dict[int, Found] = {}
+        for each in passes:
+            prefix = None
+            if each.prefix:
+                room = max(rows.ids.shape[1] for rows in each.rows)
+                prefix = read_prefix(self._module, each.prefix, room=room)
+            numbers = [
+                of_one
+                for rows in each.rows
+                for of_item in self._forward(rows, plain=each.layout == "plain", prefix=prefix)
+                for of_one in of_item
+            ]
+            found |= zip(each.slots, numbers, strict=True)
+        return [found[slot] for slot in range(len(found))]
 
     def _takes(self, layout: Layout, items: Sequence[Item]) -> bool:
         """Whether the model takes a layout, for items as deep as these."""
@@ -156,37 +134,6 @@ class LikelihoodScorer:
                 f"{layout}, {beyond}", lambda small: _tried(small, layout, beyond=beyond)
             )
         return self._works[layout, beyond]
-
-    def _plain(self, items: Sequence[Item], batch_size: BatchSize) -> list[list[Found]]:
-        """One row a continuation, padded on the right, which a causal model never looks at."""
-        alone = [lay_out([continued]) for item in items for continued in item.continuations]
-        order = sorted(range(len(alone)), key=lambda i: -alone[i].length)
-        found: list[Found] = [(0.0, 0, True)] * len(alone)
-        for batch in self._batches([alone[i].length for i in order], batch_size):
-            chosen = order[batch]
-            scored = self._forward_plain([alone[i] for i in chosen])
-            for i, numbers in zip(chosen, scored, strict=True):
-                found[i] = numbers[0]
-        flat = iter(found)
-        return [[next(flat) for _ in item.continuations] for item in items]
-
-    def _forward_plain(self, items: Sequence[Item]) -> list[list[Found]]:
-        rows = Rows([[item] for item in items], input_device(self._module))
-        return self._forward(rows, plain=True)
-
-    def _forward_tree(self, items: Sequence[Item]) -> list[list[Found]]:
-        return self._forward(Rows([[item] for item in items], input_device(self._module)))
-
-    def _forward_behind(self, rows: Sequence[Sequence[Item]], shared: int) -> list[list[Found]]:
-        """Rows of items behind the `shared` tokens that all of them begin with."""
-        room = max(sum(item.length - shared for item in row) for row in rows)
-        prefix = read_prefix(self._module, rows[0][0].trunk[:shared], room=room)
-        found = []
-        for row in rows:
-            found += self._forward(
-                Rows([row], input_device(self._module), skipped=shared), prefix=prefix
-            )
-        return found
 
     def _forward(
         self, rows: Rows, *, plain: bool = False, prefix: Prefix | None = None
@@ -245,20 +192,6 @@ class LikelihoodScorer:
             return sliding
         return {"full_attention": rows.mask(dtype), "sliding_attention": sliding}
 
-    def _batches(self, lengths: Sequence[int], batch_size: BatchSize) -> Iterator[slice]:
-        """Slices of rows sorted by falling length, so that little of a batch is padding."""
-        tokens = _CPU_TOKENS if self._is_on_cpu else _GPU_TOKENS
-        tokens = min(tokens, max(1, _MOST_LOGITS // self._config.vocab_size))
-        start = 0
-        while start < len(lengths):
-            rows = batch_size if batch_size != "auto" else max(1, tokens // max(1, lengths[start]))
-            yield slice(start, start + rows)
-            start += rows
-
-    @property
-    def _is_on_cpu(self) -> bool:
-        return bool(input_device(self._module).type == "cpu")
-
 
 @contextmanager
 def _only_at(head: torch.nn.Module | None, places: Tensor) -> Iterator[list[Tensor]]:
@@ -285,14 +218,6 @@ def _only_at(head: torch.nn.Module | None, places: Tensor) -> Iterator[list[Tens
             handle.remove()
 
 
-def _grouped(order: Sequence[int], key: Callable[[int], Key]) -> list[tuple[Key, list[int]]]:
-    """The numbers by their key, each group in their order."""
-    groups: dict[Key, list[int]] = {}
-    for i in order:
-        groups.setdefault(key(i), []).append(i)
-    return list(groups.items())
-
-
 def _tried(small: Any, layout: Layout, *, beyond: bool) -> tuple[Tensor, Tensor]:
     """What plain rows and a layout give for two items of one beginning, with a miniature.
 
@@ -311,11 +236,9 @@ def _tried(small: Any, layout: Layout, *, beyond: bool) -> tuple[Tensor, Tensor]
     for lengths in ((4, 6, 5), (3, 6)):
         head = shared + some(2)
         items.append(lay_out([Continued(head + some(n), len(head)) for n in lengths]))
-    scorer = LikelihoodScorer(small)
-    plain = scorer._plain(items, "auto")
-    if layout == "tree":
-        other = scorer._forward_tree(items)
-    else:
-        other = scorer._forward_behind([items], len(shared))
-    first, second = ([total for one in found for total, _, _ in one] for found in (plain, other))
+    scorer, planner = LikelihoodScorer(small), Planner(small, lambda *_: True)
+    both = placed(items)
+    other = planner.tree(both) if layout == "tree" else planner.behind(both, len(shared), "auto")
+    plain, laid_out = (scorer._scored(way) for way in (planner.plain(both, "auto"), [other]))
+    first, second = ([total for total, _, _ in found] for found in (plain, laid_out))
     return torch.tensor(first), torch.tensor(second)

@@ -71,7 +71,7 @@ class SearchConfig:
     strategies: tuple[StrategyConfig, ...] = tuple(StrategyConfig(name, name) for name in DEFAULT)
     validation: float = 0.5
     level: float = 0.05
-    blocks: int = 5
+    blocks: int = 3
     seed: int = 0
     executor: str = "serial"
     workers: int = 1
@@ -100,7 +100,7 @@ class SearchConfig:
 _SETTINGS: dict[str, Option] = {
     "validation": Option("number", 0.5, "", low=0.0, high=0.9),
     "level": Option("number", 0.05, "", low=1e-4, below=0.5),
-    "blocks": Option("integer", 5, "", low=1, high=100),
+    "blocks": Option("integer", 3, "", low=1, high=100),
     "seed": Option("integer", 0, "", low=0),
     "executor": Option("choice", "serial", "", choices=tuple(USES)),
     "workers": Option("integer", 1, "", low=1, high=4096),

@@ -7,7 +7,6 @@ It never ends below the best single model, nor below what it started from: both 
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,15 +43,22 @@ class Plan:
     finalists: int = 3
     estimate: Estimate | None = None
 
-    def blocks_at(self, progress: float, blocks: int) -> int:
-        """How many blocks a candidate sees at most, after this share of the evolution.
+    def blocks_at(self, progress: float, items: Sequence[int]) -> int:
+        """How many blocks, of so many items each, a candidate sees at most.
 
         The last stage sees all, each one before it half of what the next one sees. Where the rest
         is estimated, half of that will do.
+
+        Args:
+            progress: the share of the evolution that is over.
         """
         stage = min(int(progress * self.stages), self.stages - 1)
         halvings = self.stages - 1 - stage + (self.estimate is not None)
-        return max(1, math.ceil(blocks * 0.5**halvings))
+        wanted = sum(items) * 0.5**halvings
+        # Blocks are as equal as groups of items allow: one that is nearly there is.
+        return min(
+            range(1, len(items) + 1), key=lambda blocks: abs(sum(items[:blocks]) - wanted)
+        )
 
 
 @dataclass
@@ -112,7 +118,7 @@ def evolve(problem: Problem, space: Space, plan: Plan, start: Point, standing: S
     # One trial is kept for the middle of the last generation, which is no lucky draw.
     while (left := budget - done - (middle is not None)) > 0:
         points = sampler.ask(len(standing.generations))[:left]
-        blocks = plan.blocks_at(done / budget, problem.objective.blocks)
+        blocks = plan.blocks_at(done / budget, problem.objective.items)
         candidates = [canonical(space.candidate(point)) for point in points]
         race = score_generation(problem, plan, candidates, standing, blocks=blocks)
         note_generation(problem, candidates, race, standing, blocks=blocks, spread=sampler.sigma)
