@@ -373,8 +373,8 @@ def test_texts_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.Monke
     texts = [f"{n:010}" for n in range(40)]
     for part in (texts[:3], texts[2:9], texts[:30], texts[30:]):
         assert encoder.encode(part) == [fresh.encode([text])[0] for text in part]
-        assert encoder._held == sum(map(len, encoder._remembered.values()))
-        assert encoder._held <= max(100, 10 * len(part))
+        assert encoder._encodings.held == sum(map(len, encoder._encodings.known.values()))
+        assert encoder._encodings.held <= max(100, 10 * len(part))
 
 
 def test_a_remembered_token_is_no_object_of_its_own() -> None:

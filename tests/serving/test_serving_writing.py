@@ -123,6 +123,6 @@ def test_a_prompt_that_the_context_cannot_hold_is_refused(model: HuggingFaceMode
 
 
 def test_what_was_asked_is_not_remembered(model: HuggingFaceModel) -> None:
-    before = dict(model.encoder._remembered)
+    before = dict(model.encoder._encodings.known)
     written(model, prompt="Q: a secret")
-    assert model.encoder._remembered == before
+    assert model.encoder._encodings.known == before

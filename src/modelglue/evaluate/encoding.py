@@ -4,12 +4,14 @@ A search scores the same items a hundred times with other weights; what does not
 is kept here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from modelglue.errors import EvaluationError
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 Tokens = tuple[int, ...]
 # Beyond this many tokens the memory starts anew: 256 MB of them, and half as much of text.
 _REMEMBERED = 1 << 25
@@ -31,6 +33,34 @@ class Continued:
     opening: Tokens = ()
 
 
+class Memory(Generic[Key, Value]):
+    """What was made of keys before.
+
+    Args:
+        make: makes the values of some keys.
+        size: tokens of a value; beyond `_REMEMBERED` in all, what is not asked for is forgotten.
+    """
+
+    def __init__(
+        self, make: Callable[[Sequence[Key]], Iterable[Value]], size: Callable[[Value], int]
+    ) -> None:
+        self._make, self._size = make, size
+        self.known: dict[Key, Value] = {}
+        self.held = 0
+
+    def __call__(self, keys: Sequence[Key]) -> list[Value]:
+        """The values of keys; the same objects as before, where they are known."""
+        unknown = [key for key in dict.fromkeys(keys) if key not in self.known]
+        if unknown:
+            fresh = dict(zip(unknown, self._make(unknown), strict=True))
+            self.held += sum(map(self._size, fresh.values()))
+            self.known |= fresh
+            if self.held > _REMEMBERED:
+                self.known = {key: self.known[key] for key in keys}
+                self.held = sum(map(self._size, self.known.values()))
+        return [self.known[key] for key in keys]
+
+
 class Encoder:
     """A tokenizer with a memory.
 
@@ -44,8 +74,10 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.rows = rows
-        self._remembered: dict[str, Tokens] = {}
-        self._held = 0  # tokens that are remembered
+        self._encodings: Memory[str, Tokens] = Memory(self._encoded, len)
+        # Of a context and its continuations, and of a text's windows.
+        self._items: Memory[tuple[str, ...], tuple[Continued, ...]] = Memory(self._joined, _tokens)
+        self._windows: Memory[str, tuple[Continued, ...]] = Memory(self._parted, _tokens)
         self._decoded: dict[Tokens, str] = {}
         self._numbers: dict[int, int] = {}
         self._opening = _opening(tokenizer)
@@ -59,15 +91,7 @@ class Encoder:
         Raises:
             EvaluationError: a token has no row in the model's embedding.
         """
-        unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
-        if unknown:
-            fresh = dict(zip(unknown, self._encoded(unknown), strict=True))
-            self._held += sum(map(len, fresh.values()))
-            self._remembered |= fresh
-            if self._held > _REMEMBERED:  # all but what is asked for now
-                self._remembered = {text: self._remembered[text] for text in texts}
-                self._held = sum(map(len, self._remembered.values()))
-        return [self._remembered[text] for text in texts]
+        return self._encodings(texts)
 
     def _encoded(self, texts: Sequence[str]) -> Iterator[Tokens]:
         # Equal numbers are one object, so that a remembered token is no more than a pointer.
@@ -109,17 +133,15 @@ class Encoder:
         Raises:
             EvaluationError: a continuation adds no token, or the model's context cannot hold it.
         """
-        stripped = [context.rstrip() for context in contexts]
-        wholes = [
-            [context + text for text in texts]
-            for context, texts in zip(contexts, continuations, strict=True)
-        ]
-        heads = iter(self.encode(stripped))
-        tails = iter(self.encode([whole for texts in wholes for whole in texts]))
-        return [
-            tuple(self._continued(head, next(tails), text) for text in texts)
-            for head, texts in zip(heads, continuations, strict=True)
-        ]
+        return self._items([(c, *texts) for c, texts in zip(contexts, continuations, strict=True)])
+
+    def _joined(self, items: Sequence[tuple[str, ...]]) -> Iterator[tuple[Continued, ...]]:
+        wholes = [context + text for context, *texts in items for text in texts]
+        tails = iter(self.encode(wholes))
+        for head, (_, *texts) in zip(
+            self.encode([context.rstrip() for context, *_ in items]), items, strict=True
+        ):
+            yield tuple(self._continued(head, next(tails), text) for text in texts)
 
     def windows(self, text: str) -> tuple[Continued, ...]:
         """A whole text in pieces that the model's context holds, each token scored in one of them.
@@ -129,18 +151,22 @@ class Encoder:
         token before the text itself; each other one behind the token before it, the last behind as
         many as there is room for. A text without tokens has no pieces.
         """
-        tokens, room = self.encode([text])[0], self.max_length
-        whole = self._nothing() + tokens
-        ends = [*range(room, len(tokens), room), len(tokens)] if tokens else []
-        begins = [0, *ends]
-        return tuple(
-            Continued(
-                whole[max(0, end - room) : end + 1],
-                begin - max(0, end - room) + 1,
-                whole[:1] if begin else (),
+        return self._windows([text])[0]
+
+    def _parted(self, texts: Sequence[str]) -> Iterator[tuple[Continued, ...]]:
+        room = self.max_length
+        for tokens in self.encode(texts):
+            whole = self._nothing() + tokens
+            ends = [*range(room, len(tokens), room), len(tokens)] if tokens else []
+            begins = [0, *ends]
+            yield tuple(
+                Continued(
+                    whole[max(0, end - room) : end + 1],
+                    begin - max(0, end - room) + 1,
+                    whole[:1] if begin else (),
+                )
+                for begin, end in zip(begins, ends, strict=False)
             )
-            for begin, end in zip(begins, ends, strict=False)
-        )
 
     def decode(self, prompt: Tokens, completion: Sequence[int]) -> str:
         """The text that `completion` adds to `prompt`, special tokens left out.
@@ -197,6 +223,10 @@ class Encoder:
     def _require_rows(self, tokens: Tokens) -> None:
         if problem := rowless_token(self.tokenizer, tokens, self.rows):
             raise EvaluationError(problem)
+
+
+def _tokens(item: Sequence[Continued]) -> int:
+    return sum(len(continued.tokens) for continued in item)
 
 
 def _opening(tokenizer: Any) -> Tokens:

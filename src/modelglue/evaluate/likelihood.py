@@ -22,16 +22,16 @@ from torch import Tensor
 
 from modelglue.errors import EvaluationError, NonFiniteOutput
 from modelglue.evaluate.encoding import Continued, Tokens
-from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, turns, window
+from modelglue.evaluate.kvcache import Prefix, bounds, read_prefix, window
 from modelglue.evaluate.miniature import TOKENS, miniature
 from modelglue.evaluate.model import Likelihood
 from modelglue.evaluate.passes import BatchSize, Layout, Pass, Planner, placed
-from modelglue.evaluate.tree import Found, Item, Rows, lay_out, trees
+from modelglue.evaluate.tree import Found, Item, Rows, lay_out
 
-# Beyond this many tokens the laid out items and the plans are forgotten.
-_REMEMBERED = 1 << 25
-# A token of a plan takes the room of so many: it is four numbers of 8 bytes.
-_PLANNED = 4
+# Beyond this many tokens plans are forgotten, or not kept: a token is four numbers of 8 bytes.
+_REMEMBERED = 1 << 23
+
+Items = Sequence[tuple[Continued, ...]]
 
 
 def likelihoods(texts: Sequence[str], numbers: Sequence[Found]) -> list[Likelihood]:
@@ -58,23 +58,19 @@ class LikelihoodScorer:
         # sliding window may be wrong above it.
         self._works: dict[tuple[Layout, bool], bool] = {}
         self._planner = Planner(module, self._takes)
-        # A search scores the same items a hundred times with other weights.
-        self._laid_out: dict[tuple[Continued, ...], tuple[Item, ...]] = {}
-        # By their items' ids, which are theirs as long as the items are kept.
-        self._plans: dict[Hashable, tuple[tuple[Item, ...], tuple[Pass, ...]]] = {}
+        # A search scores the same items a hundred times with other weights. Plans are known by the
+        # ids of what they are for, which is kept with them.
+        self._plans: dict[Hashable, tuple[Items, tuple[Pass, ...]]] = {}
         self._held = 0  # tokens of those
 
     @torch.inference_mode()
-    def score(
-        self, items: Sequence[tuple[Continued, ...]], *, batch_size: BatchSize = "auto"
-    ) -> list[list[Found]]:
+    def score(self, items: Items, *, batch_size: BatchSize = "auto") -> list[list[Found]]:
         """Score every continuation of every item.
 
         Raises:
             NonFiniteOutput: the model gave NaN or infinity.
         """
-        parts = tuple(part for item in items for part in self._trees(item))
-        found = iter(self._scored(self._plan(parts, batch_size)))
+        found = iter(self._scored(self._plan(items, batch_size)))
         return [[next(found) for _ in item] for item in items]
 
     def score_texts(
@@ -85,28 +81,18 @@ class LikelihoodScorer:
         found = iter(self.score(items, batch_size=batch_size))
         return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
 
-    def _trees(self, item: tuple[Continued, ...]) -> tuple[Item, ...]:
-        if item not in self._laid_out:
-            self._make_room(sum(len(continued.tokens) for continued in item))
-            width = self._config.hidden_size
-            self._laid_out[item] = trees(item, width, parts=turns(self._config))
-        return self._laid_out[item]
-
-    def _plan(self, items: tuple[Item, ...], batch_size: BatchSize) -> Iterable[Pass]:
-        key = (batch_size, *map(id, items))
+    def _plan(self, items: Items, batch_size: BatchSize) -> Iterable[Pass]:
+        key = (batch_size, tuple(tuple(map(id, item)) for item in items))
         if key not in self._plans:
             plan = self._planner.plan(items, batch_size)
-            tokens = _PLANNED * sum(item.length for item in items)
+            tokens = sum(len(continued.tokens) for item in items for continued in item)
             if tokens > _REMEMBERED:
                 return plan
-            self._make_room(tokens)
+            if self._held + tokens > _REMEMBERED:
+                self._plans, self._held = {}, 0
+            self._held += tokens
             self._plans[key] = items, tuple(plan)
         return self._plans[key][1]
-
-    def _make_room(self, tokens: int) -> None:
-        if self._held + tokens > _REMEMBERED:
-            self._laid_out, self._plans, self._held = {}, {}, 0
-        self._held += tokens
 
     def _scored(self, passes: Iterable[Pass]) -> list[Found]:
         """What is found of all continuations of all items."""

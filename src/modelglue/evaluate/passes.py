@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any, Literal, TypeVar
 
 from modelglue.evaluate.devices import input_device
-from modelglue.evaluate.encoding import Tokens
-from modelglue.evaluate.kvcache import turned
-from modelglue.evaluate.tree import Item, Rows, families, filled, lay_out
+from modelglue.evaluate.encoding import Continued, Tokens
+from modelglue.evaluate.kvcache import turned, turns
+from modelglue.evaluate.tree import Item, Rows, families, filled, lay_out, trees
 
 # Tokens of one batch. More would not be faster on a CPU, where it is the caches that count.
 _CPU_TOKENS, _GPU_TOKENS = 768, 32768
@@ -73,8 +73,12 @@ class Planner:
         # A mixture that decides once a sample: on the context, whatever the continuations are.
         self._routes_samples = bool(getattr(module.config, "routes_samples", False))
 
-    def plan(self, items: Sequence[Item], batch_size: BatchSize) -> Iterator[Pass]:
-        """Passes that score every continuation of the items once."""
+    def plan(
+        self, contexts: Sequence[tuple[Continued, ...]], batch_size: BatchSize
+    ) -> Iterator[Pass]:
+        """Passes that score every continuation of every context once."""
+        width, parts = self._config.hidden_size, turns(self._config)
+        items = [item for each in contexts for item in trees(each, width, parts=parts)]
         # The longest first, and none beside those that would be turned in another way by it, or
         # are routed in another.
         order = sorted(placed(items), key=lambda one: -one.item.length)

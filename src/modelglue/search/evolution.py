@@ -56,9 +56,7 @@ class Plan:
         halvings = self.stages - 1 - stage + (self.estimate is not None)
         wanted = sum(items) * 0.5**halvings
         # Blocks are as equal as groups of items allow: one that is nearly there is.
-        return min(
-            range(1, len(items) + 1), key=lambda blocks: abs(sum(items[:blocks]) - wanted)
-        )
+        return min(range(1, len(items) + 1), key=lambda blocks: abs(sum(items[:blocks]) - wanted))
 
 
 @dataclass
