@@ -76,18 +76,19 @@ class Zoo:
         """The largest family."""
         return self.searched("family", ["heuristic_average"]).members
 
-    def trials_to(self, run: str, score: float) -> int | None:
-        """After how many different candidates a run had one with that score on all search items."""
+    def climb(self, run: str) -> list[float]:
+        """The best score on all search items that a run had after each different candidate."""
+        best, seen, climbed = 0.0, set(), []
         with Journal(self.config(run).output / "journal.jsonl") as journal:
-            seen: list[str] = []
             for record in journal:
                 if record.get("event") != "trial" or record.get("scope") != "search-1":
                     continue
-                key = json.dumps(record["coefficients"])
-                seen += [key] * (key not in seen)
-                if record.get("block") is None and record.get("mean", -1) >= score:
-                    return len(seen)
-        return None
+                if (key := json.dumps(record["coefficients"])) not in seen:
+                    seen.add(key)
+                    climbed.append(best)
+                if record["block"] is None and "mean" in record:
+                    best = climbed[-1] = max(best, record["mean"])
+        return climbed
 
     def report(
         self,
