@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from landscapes import (
     GOAL,
@@ -15,6 +16,7 @@ from landscapes import (
     of_items,
     problem,
 )
+from simulated import climb
 
 from modelglue.errors import ConfigError
 from modelglue.search.problem import (
@@ -33,6 +35,13 @@ def test_a_warm_start_needs_fewer_trials() -> None:
     warm = evolve(problem(names, trying), trials=100, warm_start="heuristic_average")
     assert warm.score >= plain.score
     assert warm.trials == len(trying) == 100
+
+
+def test_from_a_warm_start_half_of_the_trials_climb_as_high_among_noisy_scores() -> None:
+    plain = [climb(seed, {}) for seed in range(8)]
+    warm = [climb(seed, {"warm_start": "heuristic_average"}) for seed in range(8)]
+    assert {len(each) for each in (*plain, *warm)} == {60}
+    assert np.mean(warm, axis=0)[29] >= np.mean(plain, axis=0)[59]
 
 
 def test_a_result_that_stands_is_not_searched_again() -> None:
