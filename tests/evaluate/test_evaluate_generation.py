@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from modelglue.errors import EvaluationError
-from modelglue.evaluate.encoding import Encoder
+from modelglue.evaluate.encoding import Encoder, Tokens
 from modelglue.evaluate.generation import Sampling, sampled
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.kvcache import turned
@@ -200,13 +200,13 @@ def test_looking_for_a_stop_decodes_little_of_a_long_answer(
 ) -> None:
     free = llama.generate(PROMPTS[:1], max_new_tokens=48)
     lengths: list[int] = []
-    decode = llama.encoder._decode
+    decode = llama.encoder._texts
 
-    def noted(tokens: list[int]) -> str:
-        lengths.append(len(tokens))
-        return decode(tokens)
+    def noted(several: Sequence[Tokens]) -> list[str]:
+        lengths.extend(map(len, several))
+        return decode(several)
 
-    monkeypatch.setattr(llama.encoder, "_decode", noted)
+    monkeypatch.setattr(llama.encoder, "_texts", noted)
     # Any of its characters might end a stop, and none does.
     assert llama.generate(PROMPTS[:1], max_new_tokens=48, stop=["@" + c for c in free[0]]) == free
     assert len(lengths) > 40
@@ -369,12 +369,21 @@ def test_a_text_begins_with_what_its_tokenizer_puts_there_and_once(
 
 def test_texts_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelglue.evaluate.encoding._REMEMBERED", 100)
+    monkeypatch.setattr("modelglue.evaluate.encoding._DECODED", 100)
     encoder, fresh = Encoder(tiny.tokenizer(), 64), Encoder(tiny.tokenizer(), 64)
     texts = [f"{n:010}" for n in range(40)]
     for part in (texts[:3], texts[2:9], texts[:30], texts[30:]):
-        assert encoder.encode(part) == [fresh.encode([text])[0] for text in part]
+        encoded = encoder.encode(part)
+        assert encoded == [fresh.encode([text])[0] for text in part]
+        assert [encoder.decode((), tokens) for tokens in encoded] == part
+        continued = encoder.continued(part, [[" 1", " 23"]] * len(part))
+        assert continued == fresh.continued(part, [[" 1", " 23"]] * len(part))
+        assert [encoder.windows(text) for text in part] == [fresh.windows(text) for text in part]
         assert encoder._encodings.held == sum(map(len, encoder._encodings.known.values()))
-        assert encoder._encodings.held <= max(100, 10 * len(part))
+        assert encoder._encodings.held <= max(100, 26 * len(part))
+        assert encoder._items.held <= max(100, 26 * len(part))
+        assert encoder._windows.held <= 100
+        assert encoder._texts.held == sum(map(len, encoder._texts.known)) <= 100
 
 
 def test_a_remembered_token_is_no_object_of_its_own() -> None:

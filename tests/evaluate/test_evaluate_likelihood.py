@@ -271,9 +271,9 @@ def test_a_model_that_does_not_call_its_head_is_scored_all_the_same(
         other.loglikelihoods(["abc"], [["d"]])
 
 
-@pytest.mark.parametrize("most", [50, 3000, 5000])
-def test_plans_are_remembered_up_to_a_number_of_tokens(
-    roomy: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch, most: int
+@pytest.mark.parametrize(("most", "kept"), [(500, 0), (3000, 1), (6000, 2)])
+def test_the_latest_plans_are_remembered_up_to_a_number_of_numbers(
+    roomy: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch, most: int, kept: int
 ) -> None:
     expected = roomy.loglikelihoods(QUESTIONS, ANSWERS)
     other = HuggingFaceModel(roomy.module, roomy.tokenizer)
@@ -281,10 +281,9 @@ def test_plans_are_remembered_up_to_a_number_of_tokens(
     for _ in range(2):
         assert_equal(other.loglikelihoods(QUESTIONS, ANSWERS), expected)
         assert_equal(other.loglikelihoods(QUESTIONS[::-1], ANSWERS[::-1]), expected[::-1])
-    kept = other._scorer._plans.values()
-    tokens = [len(c.tokens) for items, _ in kept for item in items for c in item]
-    assert sum(tokens) == other._scorer._held <= most
-    assert len(kept) == {50: 0, 3000: 1, 5000: 2}[most]
+    plans = other._scorer._plans.values()
+    assert len(plans) == kept
+    assert sum(each.numbers for plan in plans for each in plan) == other._scorer._held <= most
 
 
 def assert_equal(found: Any, expected: Any) -> None:

@@ -19,6 +19,7 @@ from landscapes import (
 from simulated import climb
 
 from modelglue.errors import ConfigError
+from modelglue.search.evolution import Plan
 from modelglue.search.problem import (
     SearchResult,
     search,
@@ -113,3 +114,25 @@ def test_early_stages_see_fewer_blocks_and_the_last_sees_all() -> None:
     assert sorted(map(max, seen)) == [items for (items,) in seen]
     assert [seen[0], seen[-1]] == [{ITEMS // 4}, {ITEMS}]
     assert {ITEMS // 2} in seen
+
+
+@pytest.mark.parametrize(
+    ("stages", "estimated", "blocks"),
+    [
+        (1, False, [3]),
+        (2, False, [2, 3]),
+        (3, False, [1, 2, 3]),
+        (9, False, [1, 2, 3]),
+        (1, True, [2]),
+        (2, True, [1, 2]),
+        (9, True, [1, 2]),
+    ],
+)
+def test_stages_double_the_items_as_far_as_blocks_tell_them_apart(
+    stages: int, estimated: bool, blocks: list[int]
+) -> None:
+    estimate = (lambda candidate, trial: 0.0) if estimated else None
+    plan = Plan(trials=60, sigma=0.1, stages=stages, estimate=estimate)
+    progress = [(stage + 0.5) / len(blocks) for stage in range(len(blocks))]
+    assert [plan.blocks_at(each, (50, 50, 100)) for each in progress] == blocks
+    assert plan.blocks_at(0.0, (200,)) == 1

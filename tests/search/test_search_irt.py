@@ -119,6 +119,8 @@ def test_a_failed_trial_has_no_estimate() -> None:
 def test_what_the_coefficients_say_of_the_models() -> None:
     models = ("a", "b")
     assert shares_of({"a": 3.0, "b": 1.0}, models).tolist() == [0.75, 0.25]
+    assert shares_of({"a": 1.0, "b": -0.25}, models).tolist() == pytest.approx([4 / 3, -1 / 3])
+    assert shares_of({"a": 0.5, "b": -0.49}, models).tolist() == [0.5, 0.5]  # it says nothing
     assert shares_of({"place 0 of a [layer 0]": 1.0, "place 1 of a [layer 1]": 0.3}, models)[0] == 1
     assert shares_of({"t of *": 0.9}, models).tolist() == [0.5, 0.5]
     between = {"a": 0.5, "b": 0.5}

@@ -239,7 +239,7 @@ def test_a_given_estimate_serves_whoever_did_not_see_all_items() -> None:
     [
         ("racing", 0.75),
         ("racing with 2 stages", 0.6),
-        ("racing with 3 stages", 0.5),
+        ("racing with 3 stages", 0.5),  # two are not enough for half of the items
         ("racing with curves", 0.5),
     ],
 )

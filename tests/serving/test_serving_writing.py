@@ -123,6 +123,8 @@ def test_a_prompt_that_the_context_cannot_hold_is_refused(model: HuggingFaceMode
 
 
 def test_what_was_asked_is_not_remembered(model: HuggingFaceModel) -> None:
-    before = dict(model.encoder._encodings.known)
+    encoder = model.encoder
+    memories = (encoder._encodings, encoder._items, encoder._windows, encoder._texts)
+    before = [dict(memory.known) for memory in memories]
     written(model, prompt="Q: a secret")
-    assert model.encoder._encodings.known == before
+    assert [memory.known for memory in memories] == before

@@ -4,7 +4,7 @@ A search scores the same items a hundred times with other weights; what does not
 is kept here.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,10 +13,10 @@ from modelglue.errors import EvaluationError
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 Tokens = tuple[int, ...]
-# Beyond this many tokens the memory starts anew: 256 MB of them, and half as much of text.
+# Tokens of each memory: 256 MB of them at most, and half as much of text.
 _REMEMBERED = 1 << 25
-# Likewise of decoded texts: some 30 MB.
-_DECODED = 100_000
+# Likewise of decoded texts, whose tokens are objects of their own: some 40 MB.
+_DECODED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,17 @@ class Memory(Generic[Key, Value]):
 
     Args:
         make: makes the values of some keys.
-        size: tokens of a value; beyond `_REMEMBERED` in all, what is not asked for is forgotten.
+        size: tokens of a key and its value.
+        most: of them in all; beyond that what is not asked for is forgotten.
     """
 
     def __init__(
-        self, make: Callable[[Sequence[Key]], Iterable[Value]], size: Callable[[Value], int]
+        self,
+        make: Callable[[Sequence[Key]], Iterable[Value]],
+        size: Callable[[Key, Value], int],
+        most: int,
     ) -> None:
-        self._make, self._size = make, size
+        self._make, self._size, self._most = make, size, most
         self.known: dict[Key, Value] = {}
         self.held = 0
 
@@ -53,12 +57,15 @@ class Memory(Generic[Key, Value]):
         unknown = [key for key in dict.fromkeys(keys) if key not in self.known]
         if unknown:
             fresh = dict(zip(unknown, self._make(unknown), strict=True))
-            self.held += sum(map(self._size, fresh.values()))
+            self.held += self._sizes(fresh)
             self.known |= fresh
-            if self.held > _REMEMBERED:
+            if self.held > self._most:
                 self.known = {key: self.known[key] for key in keys}
-                self.held = sum(map(self._size, self.known.values()))
+                self.held = self._sizes(self.known)
         return [self.known[key] for key in keys]
+
+    def _sizes(self, part: Mapping[Key, Value]) -> int:
+        return sum(self._size(key, value) for key, value in part.items())
 
 
 class Encoder:
@@ -74,11 +81,14 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.rows = rows
-        self._encodings: Memory[str, Tokens] = Memory(self._encoded, len)
+        self._encodings: Memory[str, Tokens] = Memory(self._encoded, _length, _REMEMBERED)
         # Of a context and its continuations, and of a text's windows.
-        self._items: Memory[tuple[str, ...], tuple[Continued, ...]] = Memory(self._joined, _tokens)
-        self._windows: Memory[str, tuple[Continued, ...]] = Memory(self._parted, _tokens)
-        self._decoded: dict[Tokens, str] = {}
+        self._items: Memory[tuple[str, ...], tuple[Continued, ...]]
+        self._items = Memory(self._joined, _lengths, _REMEMBERED)
+        self._windows: Memory[str, tuple[Continued, ...]]
+        self._windows = Memory(self._parted, _lengths, _REMEMBERED)
+        # Candidates answer much the same.
+        self._texts: Memory[Tokens, str] = Memory(self._decoded, _of_key, _DECODED)
         self._numbers: dict[int, int] = {}
         self._opening = _opening(tokenizer)
         self._bos: str | None = tokenizer.bos_token
@@ -174,23 +184,20 @@ class Encoder:
         Decoded behind the prompt's last tokens, since many tokenizers drop the space before a
         text's first word, and code lives by its indentation.
         """
-        whole = self._decode((*prompt[-4:], *completion))
-        before = self._decode(prompt[-4:])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(tuple(completion))
+        whole, before = self._texts([(*prompt[-4:], *completion), prompt[-4:]])
+        return (
+            whole[len(before) :]
+            if whole.startswith(before)
+            else self._texts([tuple(completion)])[0]
+        )
 
-    def _decode(self, tokens: Tokens) -> str:
-        """Remembered, since candidates answer much the same."""
-        text = self._decoded.get(tokens)
-        if text is None:
-            text = str(
+    def _decoded(self, several: Sequence[Tokens]) -> Iterator[str]:
+        for tokens in several:
+            yield str(
                 self.tokenizer.decode(
                     list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
                 )
             )
-            if len(self._decoded) >= _DECODED:
-                self._decoded.clear()
-            self._decoded[tokens] = text
-        return text
 
     def _continued(self, head: Tokens, whole: Tokens, text: str) -> Continued:
         if not head:
@@ -225,8 +232,16 @@ class Encoder:
             raise EvaluationError(problem)
 
 
-def _tokens(item: Sequence[Continued]) -> int:
+def _length(_: object, tokens: Tokens) -> int:
+    return len(tokens)
+
+
+def _lengths(_: object, item: Sequence[Continued]) -> int:
     return sum(len(continued.tokens) for continued in item)
+
+
+def _of_key(tokens: Tokens, _: object) -> int:
+    return len(tokens)
 
 
 def _opening(tokenizer: Any) -> Tokens:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,9 +24,9 @@ from modelglue.evaluate.encoding import Encoder
 from modelglue.evaluate.generation import Sampling, generate
 from modelglue.evaluate.likelihood import LikelihoodScorer, likelihoods
 from modelglue.evaluate.model import Likelihood
+from modelglue.evaluate.passes import BatchSize
 from modelglue.machine import memory_of
 
-BatchSize = int | Literal["auto"]
 # Rows of one decoding step: beyond it a step's fixed cost no longer counts.
 _MOST_ROWS = 256
 # Architectures of our own, by model type: transformers knows one when its module is imported. They

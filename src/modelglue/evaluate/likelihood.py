@@ -28,8 +28,8 @@ from modelglue.evaluate.model import Likelihood
 from modelglue.evaluate.passes import BatchSize, Layout, Pass, Planner, placed
 from modelglue.evaluate.tree import Found, Item, Rows, lay_out
 
-# Beyond this many tokens plans are forgotten, or not kept: a token is four numbers of 8 bytes.
-_REMEMBERED = 1 << 23
+# Numbers of plans that are remembered, the latest ones: 128 MB of them.
+_REMEMBERED = 1 << 24
 
 Items = Sequence[tuple[Continued, ...]]
 
@@ -52,16 +52,14 @@ class LikelihoodScorer:
         self._takes_positions = "position_ids" in inspect.signature(
             module.forward
         ).parameters and not getattr(module.config, "expert_configs", None)
-        # A mixture that decides once a sample: on the context, whatever the continuations are.
-        self._routes_samples = bool(getattr(module.config, "routes_samples", False))
         # By layout, and by whether one of the model's bounds is exceeded: what is right below a
         # sliding window may be wrong above it.
         self._works: dict[tuple[Layout, bool], bool] = {}
         self._planner = Planner(module, self._takes)
-        # A search scores the same items a hundred times with other weights. Plans are known by the
-        # ids of what they are for, which is kept with them.
-        self._plans: dict[Hashable, tuple[Items, tuple[Pass, ...]]] = {}
-        self._held = 0  # tokens of those
+        # A search scores the same items a hundred times with other weights. A plan is known by the
+        # ids of its continuations, which its rows keep alive.
+        self._plans: dict[Hashable, Sequence[Pass]] = {}
+        self._held = 0  # numbers of those
 
     @torch.inference_mode()
     def score(self, items: Items, *, batch_size: BatchSize = "auto") -> list[list[Found]]:
@@ -70,7 +68,7 @@ class LikelihoodScorer:
         Raises:
             NonFiniteOutput: the model gave NaN or infinity.
         """
-        found = iter(self._scored(self._plan(items, batch_size)))
+        found = iter(self._scored(self._passes(items, batch_size)))
         return [[next(found) for _ in item] for item in items]
 
     def score_texts(
@@ -81,18 +79,28 @@ class LikelihoodScorer:
         found = iter(self.score(items, batch_size=batch_size))
         return [sum(next(found)[0][0] for _ in of_text) for of_text in windows]
 
-    def _plan(self, items: Items, batch_size: BatchSize) -> Iterable[Pass]:
-        key = (batch_size, tuple(tuple(map(id, item)) for item in items))
-        if key not in self._plans:
-            plan = self._planner.plan(items, batch_size)
-            tokens = sum(len(continued.tokens) for item in items for continued in item)
-            if tokens > _REMEMBERED:
-                return plan
-            if self._held + tokens > _REMEMBERED:
-                self._plans, self._held = {}, 0
-            self._held += tokens
-            self._plans[key] = items, tuple(plan)
-        return self._plans[key][1]
+    def _passes(self, items: Items, batch_size: BatchSize) -> Iterator[Pass]:
+        """What scores the items, pass by pass; remembered as far as there is room."""
+        ids = tuple(tuple(map(id, item)) for item in items)
+        key = (self._planner.device, batch_size, ids)
+        if key in self._plans:
+            yield from self._plans[key]
+            return
+        kept, size = list[Pass](), 0
+        for each in self._planner.plan(items, batch_size):
+            yield each
+            size += each.numbers
+            if size <= _REMEMBERED:
+                kept.append(each)
+        if size <= _REMEMBERED:
+            self._keep(key, kept, size)
+
+    def _keep(self, key: Hashable, plan: Sequence[Pass], size: int) -> None:
+        self._held += size
+        while self._held > _REMEMBERED:
+            oldest = next(iter(self._plans))
+            self._held -= sum(each.numbers for each in self._plans.pop(oldest))
+        self._plans[key] = plan
 
     def _scored(self, passes: Iterable[Pass]) -> list[Found]:
         """What is found of all continuations of all items."""
@@ -124,15 +132,15 @@ class LikelihoodScorer:
     def _forward(
         self, rows: Rows, *, plain: bool = False, prefix: Prefix | None = None
     ) -> list[list[Found]]:
+        if not len(rows.places):
+            return rows.split([], [])
         inputs: dict[str, Any] = {"input_ids": rows.ids, "use_cache": prefix is not None}
         if not plain:
             inputs |= {"position_ids": rows.positions, "attention_mask": self._mask(rows)}
         if prefix is not None:
             inputs["past_key_values"] = prefix.cache()
-        if self._routes_samples:
+        if self._planner.routes_samples:
             inputs |= self._routes(rows)
-        if not len(rows.places):
-            return rows.split([], [])
         logs = self._logits(inputs, rows.places).float().log_softmax(dim=-1)
         best = logs.amax(dim=-1)
         if not bool(best.isfinite().all()):

@@ -1,12 +1,15 @@
 """Which items go through a model together, and how they are laid out there.
 
-A plan depends on the items and on the model's kind, not on its weights: a search makes it once.
+A plan depends on the items and on the model's kind, not on its weights: a search makes it once for
+each module and each block of items.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from modelglue.evaluate.devices import input_device
 from modelglue.evaluate.encoding import Continued, Tokens
@@ -43,6 +46,11 @@ class Pass:
     layout: Layout
     prefix: Tokens = ()
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers its tensors hold: four a column, two a place where logits are wanted."""
+        return sum(4 * rows.ids.numel() + 2 * len(rows.places) for rows in self.rows)
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -67,16 +75,24 @@ class Planner:
     """
 
     def __init__(self, module: Any, takes: Callable[[Layout, Sequence[Item]], bool]) -> None:
-        self._takes = takes
-        self._device = input_device(module)
+        self._module, self._takes = module, takes
         self._config = module.config.get_text_config()
         # A mixture that decides once a sample: on the context, whatever the continuations are.
-        self._routes_samples = bool(getattr(module.config, "routes_samples", False))
+        self.routes_samples = bool(getattr(module.config, "routes_samples", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return input_device(self._module)
 
     def plan(
         self, contexts: Sequence[tuple[Continued, ...]], batch_size: BatchSize
     ) -> Iterator[Pass]:
-        """Passes that score every continuation of every context once."""
+        """Passes that score every continuation of every context once.
+
+        Args:
+            batch_size: items of a batch, or of a row behind a prefix.
+        """
         width, parts = self._config.hidden_size, turns(self._config)
         items = [item for each in contexts for item in trees(each, width, parts=parts)]
         # The longest first, and none beside those that would be turned in another way by it, or
@@ -85,7 +101,7 @@ class Planner:
         for (turn, _), group in _grouped(order, lambda one: self._way(one.item)):
             # A beginning is read alone, and would be turned as a short text; items of one row
             # would share a route.
-            alone = any(turn) or self._routes_samples
+            alone = any(turn) or self.routes_samples
             rest = dict(enumerate(group))
             for members, shared in [] if alone else families([one.item for one in group]):
                 family = [group[n] for n in sorted(members)]
@@ -109,7 +125,7 @@ class Planner:
         lengths = [one.item.length - shared for one in family]
         rows = [family[row] for row in filled(lengths, capacity, most)]
         return Pass(
-            tuple(Rows([[p.item for p in row]], self._device, skipped=shared) for row in rows),
+            tuple(Rows([[p.item for p in row]], self.device, skipped=shared) for row in rows),
             tuple(slot for one in family for slot in one.slots),
             "prefix",
             family[0].item.trunk[:shared],
@@ -131,12 +147,12 @@ class Planner:
             yield self._together(batch, "plain")
 
     def _together(self, batch: Sequence[Placed], layout: Layout) -> Pass:
-        rows = Rows([[one.item] for one in batch], self._device)
+        rows = Rows([[one.item] for one in batch], self.device)
         return Pass((rows,), tuple(slot for one in batch for slot in one.slots), layout)
 
     def _way(self, item: Item) -> tuple[tuple[bool, ...], Tokens]:
         """What items of one batch have in common."""
-        opening = item.opening if self._routes_samples else ()
+        opening = item.opening if self.routes_samples else ()
         return turned(self._config, item.depth), opening
 
     def _batches(
@@ -153,7 +169,7 @@ class Planner:
 
     def _on_this_device(self, cpu: int, gpu: int) -> int:
         """As many tokens, but for a vocabulary whose logits would not fit."""
-        tokens = cpu if self._device.type == "cpu" else gpu
+        tokens = cpu if self.device.type == "cpu" else gpu
         return min(tokens, max(1, _MOST_LOGITS // int(self._config.vocab_size)))
 
 

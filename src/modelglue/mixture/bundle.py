@@ -20,8 +20,9 @@ from torch import Tensor
 
 from modelglue.checkpoint.reader import Checkpoint
 from modelglue.errors import MixtureError
-from modelglue.evaluate.huggingface import BatchSize, HuggingFaceModel
+from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.model import Likelihood
+from modelglue.evaluate.passes import BatchSize
 from modelglue.journal import write_json
 from modelglue.mixture.features import Encoder, Feature, open_encoder
 from modelglue.mixture.folder import copy_files, model_files, whole_folder

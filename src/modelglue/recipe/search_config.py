@@ -58,7 +58,8 @@ class SearchConfig:
         validation: the share of the search items that accepts or refuses what was found, and that
             no strategy sees; 0 for none, and every gain is then believed.
         level: of the paired test that accepts.
-        blocks: into how many blocks the proposing items are cut, for strategies that race.
+        blocks: into how many blocks the proposing items are cut, for strategies that race; each
+            but the first is as large as all before it.
         seed: of everything that is drawn.
         executor: who evaluates: this process, `workers` processes, or a Ray cluster.
         workers: how many candidates are evaluated side by side.

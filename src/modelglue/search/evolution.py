@@ -52,10 +52,12 @@ class Plan:
         Args:
             progress: the share of the evolution that is over.
         """
-        stage = min(int(progress * self.stages), self.stages - 1)
-        halvings = self.stages - 1 - stage + (self.estimate is not None)
-        wanted = sum(items) * 0.5**halvings
-        # Blocks are as equal as groups of items allow: one that is nearly there is.
+        estimated = self.estimate is not None
+        # The first block is the least that a stage can see.
+        stages = max(1, min(self.stages, len(items) - estimated))
+        stage = min(int(progress * stages), stages - 1)
+        wanted = sum(items) * 0.5 ** (stages - 1 - stage + estimated)
+        # Groups of items are not torn, so blocks come to such a share only nearly.
         return min(range(1, len(items) + 1), key=lambda blocks: abs(sum(items[:blocks]) - wanted))
 
 
@@ -180,7 +182,8 @@ def note_generation(
         )
     ]
     for one, trial in zip(tried, race.trials, strict=True):
-        standing.asked.setdefault(key(one.coefficients), trial.items)
+        name = key(one.coefficients)
+        standing.asked[name] = max(standing.asked.get(name, 0), trial.items)
         if one.whole:
             standing.means.append(trial.mean)
             standing.meet(one.coefficients, trial)

@@ -142,7 +142,8 @@ def shares_of(coefficients: Coefficients, models: tuple[str, ...]) -> Array:
         t = math.fsum(between) / len(between)
         shares.update(zip(two, (1 - t, t), strict=True))
     total = math.fsum(shares.values())
-    if total < 1e-6:
+    # Where weights nearly cancel, parts of their sum are far from anything that a share can be.
+    if total <= 0.5 * math.fsum(map(abs, shares.values())):
         return np.full(len(models), 1 / len(models))
     return np.array([shares[model] / total for model in models])
 

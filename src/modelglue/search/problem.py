@@ -10,6 +10,9 @@ from modelglue.registry import Registry
 from modelglue.search.knobs import WEIGHT, Knob
 from modelglue.search.result import SearchResult
 
+ON = ("on", True)
+"""Of an option that is on or off: the word, and what YAML makes of it."""
+
 Coefficients = Mapping[str, float]
 """A candidate: a number by the name of its knob; a model that has none is left out."""
 
@@ -60,8 +63,8 @@ class Objective(Protocol):
     Pure: the same candidate has the same scores, whoever asks, in whatever order.
 
     Attributes:
-        blocks: into how many blocks the items are cut, each a like share of every task's, drawn at
-            random; whoever races compares candidates block by block.
+        blocks: into how many blocks the items are cut, each with a share of every task's that is
+            about the same, drawn at random; whoever races compares candidates block by block.
         items: the number of items of each block.
     """
 

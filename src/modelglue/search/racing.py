@@ -141,7 +141,7 @@ def _run(
     shares = tuple(sum(objective.items[: block + 1]) / total for block in range(blocks))
     for block in range(blocks):
         running = [lane for lane in lanes if lane.runs]
-        if block % 2:  # to and fro, so that the one who comes first is merged already
+        if block % 2:  # to and fro: the first may still be in memory, as the last that was merged
             running.reverse()
         trials = objective.many([lane.candidate for lane in running], block)
         for lane, trial in zip(running, trials, strict=True):

@@ -16,7 +16,7 @@ from modelglue.search.evolution import (
     score_generation,
 )
 from modelglue.search.knobs import Knob
-from modelglue.search.problem import STRATEGIES, Option, Problem, completed, takes
+from modelglue.search.problem import ON, STRATEGIES, Option, Problem, completed, takes
 from modelglue.search.result import SearchResult
 from modelglue.search.sampler import stream
 from modelglue.search.singles import score_singles
@@ -36,9 +36,6 @@ OPTIONS: Mapping[str, Option] = {
         "number", 0.1, "the chance of stopping one that is as good as the best", low=1e-6, high=0.5
     ),
 }
-
-ON = ("on", True)
-"""The word, and what YAML makes of it."""
 
 LONGEST_STRETCH = 1 / 4
 """Of a model: how many layers one move may touch."""

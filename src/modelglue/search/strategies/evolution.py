@@ -9,6 +9,7 @@ from modelglue.search.evolution import Estimate, Plan, Standing, concluded, evol
 from modelglue.search.irt import estimator
 from modelglue.search.knobs import Knob
 from modelglue.search.problem import (
+    ON,
     STRATEGIES,
     Option,
     Problem,
@@ -27,9 +28,6 @@ SIGMA = 1 / 6
 """The paper's. From a warm start too: in simulations with a search's noise (300 items, 5 and 10
 models) half of it found less from either start, twice as much found the same."""
 
-ON = ("on", True)
-"""The word, and what YAML makes of it."""
-
 OPTIONS: Mapping[str, Option] = {
     "trials": Option(
         "integer", 200, "candidates in all, the single models and a warm start's among them", low=1
@@ -45,7 +43,10 @@ OPTIONS: Mapping[str, Option] = {
         "number", 0.1, "the chance of stopping one that is as good as the best", low=1e-6, high=0.5
     ),
     "stages": Option(
-        "integer", 1, "stages, of which each sees twice as many items as the one before", low=1
+        "integer",
+        1,
+        "stages, each of twice as many items as the one before; no more than there are blocks",
+        low=1,
     ),
     "proxy": Option(
         "choice",
