@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from modelglue.errors import EvaluationError
+from modelglue.errors import EvaluationError, NonFiniteOutput
 from modelglue.evaluate.encoding import Encoder, Tokens
-from modelglue.evaluate.generation import Sampling, sampled
+from modelglue.evaluate.generation import Sampling, finite_best, sampled
 from modelglue.evaluate.huggingface import HuggingFaceModel
 from modelglue.evaluate.kvcache import turned
 from modelglue.evaluate.miniature import _made
@@ -365,6 +365,16 @@ def test_a_text_begins_with_what_its_tokenizer_puts_there_and_once(
     assert list(plain[:-2]) == opening
     encoded = tokenizer("ab").input_ids
     assert list(plain) == [token for token in encoded if token != 2]
+
+
+def test_the_likeliest_token_is_the_first_of_equals_and_its_logit_finite() -> None:
+    logits = torch.tensor([[0.0, 2.0, -torch.inf, 2.0], [-3.0, -torch.inf, -5.0, -4.0]])
+    assert finite_best(logits).tolist() == [1, 0]
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(NonFiniteOutput):
+            finite_best(logits.index_fill(1, torch.tensor([2]), value))
+    with pytest.raises(NonFiniteOutput):
+        finite_best(torch.full((2, 4), -torch.inf))
 
 
 def test_texts_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -232,10 +233,14 @@ class HuggingFaceModel:
         width = config.hidden_size * 2  # keys and values; grouped heads need less
         row = length * config.num_hidden_layers * width * self.module.dtype.itemsize
         # Memory free at the moment would change the batches, and with them the last bits.
-        weights = sum(p.numel() * p.itemsize for p in self.module.parameters())
         memory = sum(map(memory_of, devices_of(self.module)))
-        room = (memory // self.sharers - weights) // 8
+        room = (memory // self.sharers - self._weights) // 8
         return int(max(1, min(_MOST_ROWS, room // row)))
+
+    @cached_property
+    def _weights(self) -> int:
+        """Bytes."""
+        return sum(p.numel() * p.itemsize for p in self.module.parameters())
 
 
 def on_device(module: Any, device: str | torch.device, *, gpus: int = 1) -> Any:
