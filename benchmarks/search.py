@@ -119,13 +119,15 @@ def print_racing(found: Mapping[str, Figures]) -> None:
         shares = [one[name]["items"] / one["full"]["items"] for one in measured]
         reports = [100 * one[name]["report"] for one in measured]
         gaps = [(one[name]["report"] - one["full"]["report"]) for one in measured]
+        spread = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
         within = sum(
             abs(gap) <= one["full"]["error"] or gap > 0
             for gap, one in zip(gaps, measured, strict=True)
         )
         print(
             f"{name:22}{statistics.fmean(shares):8.2f} ({min(shares):.2f}–{max(shares):.2f})"
-            f"{statistics.fmean(reports):10.1f}   {100 * statistics.fmean(gaps):+.2f} points; "
+            f"{statistics.fmean(reports):10.1f}   "
+            f"{100 * statistics.fmean(gaps):+.2f} ± {100 * spread:.2f} points; "
             f"within one standard error, or better, in {within} of {len(measured)} seeds"
         )
 

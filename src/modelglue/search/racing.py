@@ -14,7 +14,7 @@ candidate is stopped if
 Were the second a test too (Heidrich-Meisner & Igel, 2009, race for the better half), the middle of
 the field, where neighbours differ least and matter least, would run to the end.
 
-At level 0.1 such a race uses 0.6 of the items and stops one winner in fifty; an evolution by races,
+At level 0.1 such a race uses 0.6 of the items and stops one winner in thirty; an evolution by races,
 whose candidates come to lie nearer together, uses 0.7 and ends where one without them does
 (`benchmarks/simulated_search.py`).
 """
@@ -64,7 +64,7 @@ def race(
         candidates: of one generation.
         level: of the test against the best so far, over all looks: the chance that a candidate
             which is as good on all items is stopped. A winner has several rivals, but seldom one
-            as close as that: a quarter of this share of them is stopped (in simulations). None to
+            as close as that: a third of this share of them is stopped (in simulations). None to
             stop nobody.
         best: the incumbent's trial; compared with as far as it was scored on what the race sees.
         told: means of earlier generations, to which estimates are shrunken.
