@@ -26,7 +26,7 @@ def built_like(model: HuggingFaceModel, config: Mapping[str, Any]) -> HuggingFac
     with torch.random.fork_rng(devices=[]):
         module = AutoModelForCausalLM.from_config(read, dtype=model.module.dtype)
     module.generation_config = model.module.generation_config
-    return HuggingFaceModel(
+    built = HuggingFaceModel(
         module,
         model.tokenizer,
         device=model.module.device,
@@ -34,6 +34,10 @@ def built_like(model: HuggingFaceModel, config: Mapping[str, Any]) -> HuggingFac
         batch_size=model.batch_size,
         sharers=model.sharers,
     )
+    known = model.encoder
+    if (built.encoder.max_length, built.encoder.rows) == (known.max_length, known.rows):
+        built.encoder = known  # so that no text is tokenised again
+    return built
 
 
 def shape_of(plan: MergePlan) -> str:

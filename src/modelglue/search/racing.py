@@ -14,8 +14,8 @@ candidate is stopped if
 Were the second a test too (Heidrich-Meisner & Igel, 2009, race for the better half), the middle of
 the field, where neighbours differ least and matter least, would run to the end.
 
-At level 0.1 such a race uses 0.6 of the items and stops one winner in thirty; an evolution by races,
-whose candidates come to lie nearer together, uses 0.7 and ends where one without them does
+At level 0.1 such a race uses 0.6 of the items and stops one winner in thirty; an evolution by
+races, whose candidates come to lie nearer together, uses 0.7 and ends where one without them does
 (`benchmarks/simulated_search.py`).
 """
 
