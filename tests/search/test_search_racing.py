@@ -238,8 +238,12 @@ def test_a_given_estimate_serves_whoever_did_not_see_all_items() -> None:
     ("way", "most"),
     [
         ("racing", 0.75),
-        ("racing with 2 stages", 0.6),
-        ("racing with 3 stages", 0.5),  # two are not enough for half of the items
+        pytest.param(
+            "racing with 2 stages",
+            0.5,
+            marks=pytest.mark.xfail(strict=True, reason="not reached: 0.57 of the items"),
+        ),
+        ("racing with 3 stages", 0.5),
         ("racing with curves", 0.5),
     ],
 )
